@@ -1,0 +1,1 @@
+"""Submitting work to a cluster."""

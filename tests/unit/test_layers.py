@@ -1,0 +1,25 @@
+"""The lower rooms load neither torch nor Ray, not even through somebody else's import.
+
+The import-linter contracts read the source; this loads the modules, so it also sees what a dependency pulls in.
+"""
+
+import subprocess
+import sys
+
+CHECK = "import sys; assert not {'torch', 'ray'} & set(sys.modules)"
+LOWER_ROOMS = "import pefomed_ray.config, pefomed_ray.artifacts, pefomed_ray.metrics, pefomed_ray.errors"
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_lower_rooms_load_neither_torch_nor_ray() -> None:
+    result = run(f"{LOWER_ROOMS}; {CHECK}")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_check_sees_torch() -> None:
+    result = run(f"import torch; {CHECK}")
+    assert result.returncode != 0
+    assert "AssertionError" in result.stderr
