@@ -1,0 +1,117 @@
+"""What each artifact says about itself: JSON documents with a schema version, written last."""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pefomed_ray.artifacts.storage import digest_of, sha256_file, write_json
+from pefomed_ray.errors import DataError
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+D = TypeVar("D", bound=_Document)
+
+
+class ShardFile(_Document):
+    """One Parquet file of a split."""
+
+    path: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ShardManifest(_Document):
+    """`manifest.json` of a shard directory. Rows in == sum(rows) + sum(quarantined)."""
+
+    schema_version: Literal[1] = 1
+    source: str
+    licence: Literal["open", "restricted"]
+    rows: dict[str, int]
+    tasks: dict[str, int]
+    answer_types: dict[str, int]
+    bytes: dict[str, int]
+    quarantined: dict[str, int]
+    image_overlap: dict[str, int]
+    """Images that stand in both splits, by `train/test` and so on."""
+    files: tuple[ShardFile, ...]
+    made_by: dict[str, Any]
+    """Reader, options, code version: enough to make it again."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the shards: the digest of every file's digest."""
+        return digest_of([[file.path, file.sha256] for file in self.files])
+
+
+class BundleManifest(_Document):
+    """`bundle.json` of an adapter bundle: sha256 of every other file in it."""
+
+    schema_version: Literal[1] = 1
+    base: str
+    """Where the base model was found; `embedded` for the one in the package."""
+    base_digest: str
+    template: str
+    template_digest: str
+    image_size: int
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the adapter; what the registry, the endpoint and the lineage name it by."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+def save_document(document: _Document, path: Path) -> None:
+    """Write a manifest atomically."""
+    write_json(path, document.model_dump(mode="json"))
+
+
+def load_shard_manifest(directory: Path) -> ShardManifest:
+    """Read `directory/manifest.json`.
+
+    Raises DataError where it is missing (nothing was published there) or not a manifest of this version.
+    """
+    return _load(ShardManifest, directory / "manifest.json", "shards; make them with `pefomed-ray data prepare`")
+
+
+def load_bundle_manifest(directory: Path) -> BundleManifest:
+    """Read `directory/bundle.json`. Raises DataError where it is missing or malformed."""
+    return _load(BundleManifest, directory / "bundle.json", "an adapter bundle; `pefomed-ray train` writes one")
+
+
+def verify_bundle(directory: Path) -> BundleManifest:
+    """The bundle's manifest, once every file was hashed again.
+
+    Raises DataError naming the file that is missing, changed, or present without being listed.
+    """
+    manifest = load_bundle_manifest(directory)
+    found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()} - {"bundle.json"}
+    for name in sorted(found ^ set(manifest.files)):
+        what = "is missing" if name in manifest.files else "is not listed in bundle.json"
+        raise DataError(f"bundle {str(directory)!r}: file {name!r} {what}; fetch the bundle again")
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if path.is_symlink():
+            raise DataError(f"bundle {str(directory)!r}: {name!r} is a symbolic link; bundles hold plain files only")
+        if sha256_file(path) != expected:
+            raise DataError(
+                f"bundle {str(directory)!r}: file {name!r} does not match its sha256; fetch the bundle again"
+            )
+    return manifest
+
+
+def _load(kind: type[D], path: Path, what: str) -> D:
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} does not exist: {str(path.parent)!r} does not hold {what}")
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{str(path)!r} is not a valid {kind.__name__} ({where}: {first['msg']})") from None

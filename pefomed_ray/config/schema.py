@@ -1,0 +1,237 @@
+"""Every setting of a run: its meaning, unit, default and where the default comes from. Nothing else holds a default.
+
+Values marked *paper* are those of PeFoMed (arXiv 2401.02797, section 4.1 and the published configuration files).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class BaseModelConfig(Section):
+    """The frozen model an adapter is trained on."""
+
+    path: str = "embedded"
+    """`embedded`, the tiny base in the package, or the folder of a base model."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the language model; never on the tower."""
+
+    rank: PositiveInt = 64
+    """r, *paper*."""
+    alpha: PositiveFloat = 16.0
+    """The update is scaled by alpha / rank, *paper*."""
+    dropout: Fraction = 0.05
+    """Dropout before the down projection, *paper*."""
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of linear layers of the language model, or `all-linear` for all of them; *paper*: query and value."""
+
+
+class ProjectorConfig(Section):
+    """The linear layer from patch features to visual tokens."""
+
+    train: bool = True
+    """Trained together with the adapters, *paper*."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule: linear warm-up to the peak, cosine to the minimum, both really reached."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak, *paper* (stage 1 and VQA)."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """Last step's, *paper*."""
+    warmup_start_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """First step's, *paper*."""
+    warmup_fraction: Fraction = 0.03
+    """Share of all steps spent warming up. Ours: the published schedule warms up for exactly one epoch and so never
+    reaches its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """On matrices; biases and norms have none, *paper*."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """*paper*."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global norm the gradient is clipped to. Ours: the published loop does not clip."""
+
+    @model_validator(mode="after")
+    def _ends_are_below_the_peak(self) -> "OptimizerConfig":
+        for name in ("min_learning_rate", "warmup_start_learning_rate"):
+            if getattr(self, name) > self.learning_rate:
+                raise ValueError(f"{name} {getattr(self, name)} is above learning_rate {self.learning_rate}")
+        return self
+
+
+class DataConfig(Section):
+    """What is learnt from."""
+
+    shards: str
+    """Folder written by `pefomed-ray data prepare`."""
+    max_answer_tokens: PositiveInt = 256
+    """Longer answers are cut, without an end token; how many is reported. IU-Xray's 95th percentile is 58 words."""
+
+
+class TrainingConfig(Section):
+    """How long and in which portions."""
+
+    epochs: PositiveInt = 5
+    """Passes over the training split."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, however many epochs that is."""
+    batch_size: PositiveInt = 16
+    """Rows an optimizer step, over all workers."""
+    micro_batch_size: PositiveInt = 8
+    """Rows a forward pass of one worker. batch_size must be a multiple of workers x micro_batch_size."""
+
+
+class ValidationConfig(Section):
+    """The metric that search and early choices look at: generated answers against references, every epoch."""
+
+    rows: PositiveInt = 256
+    """The first rows of the (shuffled) validation split."""
+    metric: Literal["exact_match", "rougeL"] = "exact_match"
+    max_new_tokens: PositiveInt = 32
+    batch_size: PositiveInt = 64
+    """Rows generated at once."""
+
+
+class ResourcesConfig(Section):
+    """What of the cluster a run takes."""
+
+    workers: PositiveInt = 1
+    """Ranks of data and FSDP2 parallelism; one needs neither."""
+    use_gpu: bool = False
+    """One GPU a worker; without, `cpus_per_worker`."""
+    cpus_per_worker: PositiveFloat = 0.5
+    """CPUs a worker reserves where use_gpu is false (its number of threads is this, rounded up)."""
+    data_workers: PositiveInt = 1
+    """Processes that decode and render for all workers together, half a CPU reserved each."""
+
+
+class TrainConfig(Section):
+    """One training run: `pefomed-ray train CONFIG.yaml`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: Literal["caption", "vqa", "report"]
+    output_dir: str | None = None
+    """Everything the run writes; default `runs/<name>`."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """*paper*."""
+    template: str = "paper"
+    """Wording of prompts, by name; the embedded base was trained with `short`."""
+    init_from: str | None = None
+    """An adapter bundle whose weights the run starts from: stage 2 from stage 1."""
+    base: BaseModelConfig = BaseModelConfig()
+    lora: LoraConfig = LoraConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> "TrainConfig":
+        rows = self.resources.workers * self.training.micro_batch_size
+        if self.training.batch_size % rows:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not a multiple of resources.workers x "
+                f"training.micro_batch_size = {rows}"
+            )
+        return self
+
+
+class Choice(Section):
+    """One of some values."""
+
+    choice: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
+
+
+class Uniform(Section):
+    """A number between two, evenly."""
+
+    uniform: tuple[float, float]
+
+
+class LogUniform(Section):
+    """A number between two, evenly in its logarithm."""
+
+    loguniform: tuple[PositiveFloat, PositiveFloat]
+
+
+class Integer(Section):
+    """A whole number between two, both included."""
+
+    int: tuple[int, int]
+
+
+Dimension = Choice | Uniform | LogUniform | Integer
+
+
+class AshaConfig(Section):
+    """Asynchronous successive halving over epochs (arXiv 1810.05934)."""
+
+    grace_period_epochs: PositiveInt = 1
+    """No trial is stopped before."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """The best 1/reduction_factor of a rung go on."""
+
+
+class SearchConfig(Section):
+    """One search: `pefomed-ray search search_spaces/SPACE.yaml`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    preset: str
+    """The training config every trial starts from; relative to the search space's own folder."""
+    output_dir: str | None = None
+    """Default `runs/<name>`."""
+    overrides: dict[str, bool | int | float | str] = {}
+    """Dotted keys of the preset set for every trial."""
+    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+    """Dotted key of the training config -> what to try."""
+    points: tuple[dict[str, int | float | str], ...] = ()
+    """Known points, tried first."""
+    trials: PositiveInt = 8
+    max_concurrent: PositiveInt | None = None
+    """Trials at once; default: as many as the cluster holds while Ray Data keeps a CPU."""
+    metric: Literal["exact_match", "rougeL"] = "exact_match"
+    """Of the validation rows; larger is better."""
+    asha: AshaConfig = AshaConfig()
+    seed: Annotated[int, Field(ge=0)] = 42
+
+
+class ServeConfig(Section):
+    """The endpoint: `pefomed-ray serve`."""
+
+    host: str = "127.0.0.1"
+    """Interface to listen on. Loopback: the endpoint speaks plain HTTP."""
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8000
+    tls_in_front: bool = False
+    """Says that a TLS proxy stands in front; without, only loopback is listened on."""
+    replicas: PositiveInt = 1
+    """Two survive the loss of one; each holds the base once."""
+    use_gpu: bool = False
+    """One GPU a replica; without, one CPU."""
+    max_batch_size: PositiveInt = 16
+    """Requests answered in one forward pass."""
+    batch_wait_s: Annotated[float, Field(ge=0)] = 0.02
+    """How long the first request of a batch waits for others."""
+    max_ongoing_requests: PositiveInt = 32
+    """A replica holds at most so many."""
+    max_queued_requests: PositiveInt = 64
+    """Beyond, requests are answered 429 at once."""
+    request_timeout_s: PositiveFloat = 60.0
+    max_new_tokens: PositiveInt = 256
+    """Upper bound of a request's max_tokens, and its default."""
+    max_images: PositiveInt = 4
+    max_body_bytes: PositiveInt = 16 << 20

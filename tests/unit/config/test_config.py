@@ -1,0 +1,134 @@
+"""Configs: every shipped file loads, mistakes are named with the nearest key, aliases land where they should."""
+
+from pathlib import Path
+
+import pytest
+
+from pefomed_ray.config import SearchConfig, TrainConfig, build_config, load_config, save_config
+from pefomed_ray.config.load import ALIASES, read_yaml, set_key
+from pefomed_ray.errors import ConfigError
+from pefomed_ray.search.space import check_space, preset_values, trial_config
+
+ROOT = Path(__file__).parents[3]
+PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
+SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+MINIMAL = {"name": "a", "task": "vqa", "data": {"shards": "x"}}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_loads_and_survives_saving(path: Path, tmp_path: Path) -> None:
+    config = load_config(TrainConfig, path)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(TrainConfig, tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_paper_presets_hold_the_papers_values(path: Path) -> None:
+    config = load_config(TrainConfig, path)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 16, 0.05)
+    assert config.lora.target_modules == ("q_proj", "v_proj")
+    assert config.optimizer.weight_decay == 0.05
+    assert config.seed == 42
+    assert config.optimizer.learning_rate == (3e-5 if "iu-xray" in path.stem else 1e-5)
+    assert "448px" in config.base.path
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_search_space_validates_at_both_ends(path: Path) -> None:
+    search = load_config(SearchConfig, path)
+    check_space(search, preset_values(search, path))
+
+
+def test_a_search_space_with_a_bad_path_or_end_is_refused() -> None:
+    space = {"name": "s", "preset": "p", "space": {"lora.rnak": {"choice": [1]}}}
+    with pytest.raises(ConfigError, match=r"lora\.rnak.*did you mean 'lora\.rank'"):
+        check_space(build_config(SearchConfig, space, "s"), MINIMAL)
+    space["space"] = {"lora.rank": {"choice": [8, 0]}}  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"lora\.rank"):
+        check_space(build_config(SearchConfig, space, "s"), MINIMAL)
+    space["space"] = {"lora.rank": {"choice": [8, 16]}}  # type: ignore[dict-item]
+    check_space(build_config(SearchConfig, space, "s"), MINIMAL)
+    space["points"] = [{"lora.rank": 4}]  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="outside its range"):
+        check_space(build_config(SearchConfig, space, "s"), MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**MINIMAL, "lora": {"rnak": 3}}, "unknown key 'lora.rnak'; did you mean 'lora.rank'"),
+        ({**MINIMAL, "optimiser": {}}, "did you mean 'optimizer'"),
+        ({**MINIMAL, "task": "vq"}, "task: .*'vq'"),
+        ({**MINIMAL, "optimizer": {"learning_rate": -1}}, "optimizer.learning_rate: .*greater than 0.*-1"),
+        ({**MINIMAL, "optimizer": {"learning_rate": 1e-7}}, "min_learning_rate 1e-06 is above"),
+        ({**MINIMAL, "training": {"batch_size": 9}}, "batch_size 9 is not a multiple"),
+        ({"task": "vqa", "data": {"shards": "x"}}, "key 'name' is missing"),
+        ({**MINIMAL, "name": "../up"}, "name: "),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config(TrainConfig, values, "file.yaml")
+
+
+def test_a_config_is_frozen() -> None:
+    config = build_config(TrainConfig, MINIMAL, "file.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+
+
+def test_names_people_already_type_are_understood() -> None:
+    typed = {
+        "base_model": "dir",
+        "lora_r": 8,
+        "lora_alpha": 32,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "num_train_epochs": 2,
+    }
+    config = build_config(TrainConfig, {**MINIMAL, **typed}, "file.yaml")
+    assert config.base.path == "dir"
+    assert (config.lora.rank, config.lora.alpha) == (8, 32)
+    assert config.optimizer.learning_rate == 1e-3
+    assert (config.training.micro_batch_size, config.training.batch_size, config.training.epochs) == (4, 12, 2)
+
+
+def test_every_alias_names_a_real_key() -> None:
+    for dotted in ALIASES.values():
+        section, key = dotted.split(".")
+        annotation = TrainConfig.model_fields[section].annotation
+        assert annotation is not None
+        assert key in annotation.model_fields
+
+
+def test_words_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\ntask: vqa\ndata: {shards: x}\n", encoding="utf-8")
+    config = load_config(TrainConfig, path, ["lora.rank=8", "learning_rate=1e-4", "lora.target_modules=[k_proj]"])
+    assert (config.lora.rank, config.optimizer.learning_rate) == (8, 1e-4)
+    assert config.lora.target_modules == ("k_proj",)
+    with pytest.raises(ConfigError, match="not of the form"):
+        load_config(TrainConfig, path, ["lora.rank"])
+
+
+def test_files_that_are_not_configs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a list"):
+        read_yaml(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_yaml(tmp_path / "broken.yaml")
+
+
+def test_set_key_refuses_to_go_below_a_value() -> None:
+    with pytest.raises(ConfigError, match="'seed' is a value"):
+        set_key({"seed": 1}, "seed.x", 2)
+
+
+def test_a_trial_is_the_preset_with_its_parameters() -> None:
+    config = trial_config(MINIMAL, {"lora.rank": 4, "optimizer.learning_rate": 1e-3}, name="t1")
+    assert (config.name, config.lora.rank, config.optimizer.learning_rate) == ("t1", 4, 1e-3)
+    assert "lora" not in MINIMAL
