@@ -1,0 +1,32 @@
+"""Why a row is not usable: the codes that quarantine files, manifests and `data check` name."""
+
+from typing import Literal
+
+Reason = Literal[
+    "malformed_row",  # not JSON, a key is missing, or a value has the wrong type
+    "several_turns",  # a conversation of more than one question and one answer
+    "bad_id",  # not 1 to 128 of A-Z a-z 0-9 . _ -
+    "duplicate_id",  # an earlier row of the corpus has this id
+    "text_encoding",  # not UTF-8, or control characters such as NUL
+    "text_too_long",
+    "empty_question",  # only where the task is vqa
+    "empty_answer",
+    "no_image",  # the row names none
+    "image_not_local",  # a data:, http: or other URL in place of a path
+    "missing_image",
+    "path_escape",  # the path leads out of the corpus folder
+    "symlink_escape",  # a symbolic link leads out of the corpus folder
+    "image_format",  # neither JPEG nor PNG, whatever the name says
+    "image_frames",  # an animation
+    "image_too_large",
+    "corrupt_image",  # empty, truncated, or not decodable
+    "trailing_bytes",  # something else follows the image in its file (a polyglot)
+]
+
+
+class RowError(Exception):
+    """One row cannot be used. Never leaves this room: whoever handles rows turns it into a quarantined one."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason: Reason = reason
