@@ -1,0 +1,1 @@
+"""Strings and numbers in, numbers out: answer matching, lexical overlap, intervals. Neither torch nor Ray."""

@@ -1,0 +1,1 @@
+"""Everything between a record and tensors: the only maker of strings and pixels that reach a model."""

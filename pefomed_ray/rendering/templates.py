@@ -1,0 +1,82 @@
+"""Prompt templates: the one place that spells what a model reads.
+
+A template is data, named and versioned; its digest is stored in every bundle, because weights trained under one wording
+score quietly worse under another (the published code trains reports under ``[report]`` and evaluates ``[caption]``).
+"""
+
+from dataclasses import dataclass
+
+from pefomed_ray.artifacts.records import Task
+from pefomed_ray.artifacts.storage import digest_of
+from pefomed_ray.errors import ConfigError
+
+IMAGE_SLOT = "<ImageHere>"
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text around images and question, by task.
+
+    `prompts` holds `{images}` where the images go and `{question}` where the question goes; an answer follows the
+    prompt and ends with the tokenizer's end-of-sequence token.
+    """
+
+    name: str
+    version: int
+    image: str
+    """One image; holds IMAGE_SLOT, which becomes the image's visual tokens."""
+    prompts: dict[Task, str]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the wording."""
+        return digest_of([self.name, self.version, self.image, self.prompts])
+
+    def segments(self, task: Task, question: str, image_count: int) -> list[str]:
+        """The prompt cut at its images: text, IMAGE_SLOT, text, ...; joined again it is the prompt.
+
+        A question is inserted after the cut, so that one that spells IMAGE_SLOT stays text.
+        """
+        before, after = self.prompts[task].split("{images}")
+        pieces = [before]
+        for _ in range(image_count):
+            left, right = self.image.split(IMAGE_SLOT)
+            pieces[-1] += left
+            pieces += [IMAGE_SLOT, right]
+        pieces[-1] += after.replace("{question}", question.strip())
+        return pieces
+
+
+_PAPER = Template(
+    name="paper",
+    version=1,
+    image=f"<Img>{IMAGE_SLOT}</Img>",
+    prompts={
+        "caption": "[INST] {images} [caption] Describe this image in detail. {question} [/INST]",
+        "vqa": "[INST] {images} [vqa] Based on the image, respond to this question with a short answer: "
+        "{question} [/INST]",
+        "report": "[INST] {images} [report] Write the findings of this study. {question} [/INST]",
+    },
+)
+"""Wording of the paper's instructions with one tag a task, the same in training and generation."""
+
+_SHORT = Template(
+    name="short",
+    version=1,
+    image=f"<Img>{IMAGE_SLOT}</Img>",
+    prompts={
+        "caption": "[INST]{images}[caption]{question}[/INST]",
+        "vqa": "[INST]{images}[vqa]{question}[/INST]",
+        "report": "[INST]{images}[report]{question}[/INST]",
+    },
+)
+"""Tags only: what the embedded base was trained with; every prompt token costs time on a CPU."""
+
+TEMPLATES: dict[str, Template] = {template.name: template for template in (_PAPER, _SHORT)}
+
+
+def template_named(name: str) -> Template:
+    """The template, or ConfigError with the names there are."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"template: {name!r} is not known; allowed: {', '.join(sorted(TEMPLATES))}")
+    return TEMPLATES[name]
