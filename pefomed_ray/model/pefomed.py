@@ -1,0 +1,181 @@
+"""The paper's architecture as Hugging Face classes: frozen vision tower, linear projector, causal language model.
+
+Every `patches_per_token` consecutive patch features (raster order: horizontal strips, as the published code does) are
+concatenated and projected to one visual token; visual tokens replace the image token's embeddings in the prompt.
+
+Letters: B rows of text, T tokens, N images of the batch, P patches an image, V visual tokens an image,
+D width of the tower, H width of the language model, C channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Blip2VisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+from transformers.utils import ModelOutput
+
+IGNORED_LABEL = -100
+
+
+class PefomedConfig(PreTrainedConfig):
+    """Sizes of the two frozen parts and how they are joined; defaults are the paper's."""
+
+    model_type = "pefomed"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 - the library's own form
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    patches_per_token: int = 4
+    image_token_id: int = -1
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = _sub_config(self.vision_config, "blip_2_vision_model")
+        self.text_config = _sub_config(self.text_config, "llama")
+        super().__post_init__(**kwargs)
+
+    @property
+    def visual_tokens(self) -> int:
+        """V, visual tokens an image."""
+        vision: Any = self.vision_config
+        return (vision.image_size // vision.patch_size) ** 2 // self.patches_per_token
+
+
+def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    fields = dict(value or {})
+    return AutoConfig.for_model(fields.pop("model_type", default_type), **fields)
+
+
+@dataclass
+class PefomedOutput(ModelOutput):
+    """`logits` [B, K, vocabulary] of the K positions that were asked for; `loss` is the mean over answer tokens."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class PefomedForConditionalGeneration(PreTrainedModel):
+    """Tower, projector and language model; `forward` trains, `generate` answers."""
+
+    config_class = PefomedConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: PefomedConfig) -> None:
+        super().__init__(config)
+        vision: Any = config.vision_config
+        text: Any = config.text_config
+        self.vision_tower = AutoModel.from_config(vision)
+        self.projector = nn.Linear(vision.hidden_size * config.patches_per_token, text.hidden_size)
+        self.language_model = AutoModelForCausalLM.from_config(text)
+        self.post_init()
+
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:
+        text: Any = self.config.text_config
+        return (
+            {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+            if text.tie_word_embeddings
+            else {}
+        )
+
+    @_tied_weights_keys.setter
+    def _tied_weights_keys(self, value: Any) -> None:
+        """The library assigns it in passing; what is tied follows from the config alone."""
+
+    def patch_features(self, pixel_values: Tensor) -> Tensor:
+        """[N, V, patches_per_token * D] what the projector reads, of normalised pixels [N, C, height, width].
+
+        The tower runs without gradients unless one of its weights asks for them; its class token is dropped.
+        """
+        trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            features_NPD = self.vision_tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
+        images, patches, width = features_NPD.shape
+        joined = self.config.patches_per_token
+        return features_NPD.reshape(images, patches // joined, width * joined)
+
+    def embed(self, input_ids: Tensor, patch_features: Tensor | None) -> Tensor:
+        """[B, T, H] embeddings of the prompt, images in the places of the image token, in order.
+
+        Raises ValueError where the number of image tokens and of visual tokens differ.
+        """
+        embeds_BTH = self.language_model.get_input_embeddings()(input_ids)
+        if patch_features is None:
+            return embeds_BTH
+        visual_NVH = self.projector(patch_features.to(self.projector.weight.dtype))
+        where_BT1 = (input_ids == self.config.image_token_id)[..., None]
+        seen, given = int(where_BT1.sum()), visual_NVH.shape[0] * visual_NVH.shape[1]
+        if seen != given:
+            raise ValueError(
+                f"{seen} image tokens stand in the text, but {len(visual_NVH)} images give {given} visual tokens"
+            )
+        return embeds_BTH.masked_scatter(where_BT1, visual_NVH.to(embeds_BTH.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        patch_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> PefomedOutput:
+        """Logits, and with `labels` [B, T] (-100: ignored) the cross entropy of the next token.
+
+        With labels, logits are computed only at columns where some row has one: the head of a large vocabulary over
+        every prompt token is wasted work. The loss is summed over answer tokens and divided by `num_items_in_batch`
+        (by default their number in this batch), so that micro-batches and ranks add up to one mean.
+        `patch_features` from an earlier call stand in for `pixel_values`: one picture, several questions.
+        """
+        if pixel_values is not None:
+            patch_features = self.patch_features(pixel_values)
+        hidden: dict[str, Any] = {}
+        if labels is not None:
+            keep_K = (labels[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()[:, 0]
+            hidden["logits_to_keep"] = keep_K
+        logits = self.language_model(
+            inputs_embeds=self.embed(input_ids, patch_features),
+            attention_mask=attention_mask,
+            use_cache=False,
+            **hidden,
+            **kwargs,
+        ).logits
+        if labels is None:
+            return PefomedOutput(logits=logits)
+        targets_BK = labels[:, 1:][:, keep_K]
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets_BK.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+        count = (targets_BK != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+        return PefomedOutput(loss=total / count, logits=logits)
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """New tokens only, [B, at most max_new_tokens]; prompts are padded on the left; keywords are transformers' own."""
+        embeds = self.embed(input_ids, None if pixel_values is None else self.patch_features(pixel_values))
+        return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+AutoConfig.register("pefomed", PefomedConfig)
+AutoModelForImageTextToText.register(PefomedConfig, PefomedForConditionalGeneration)
+AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
