@@ -1,0 +1,1 @@
+"""Ray Tune with Optuna over a search space: space, trial, study, leaderboard."""

@@ -1,0 +1,165 @@
+"""The training loop over steps and epochs, the same alone in a process and on every rank of a worker group."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pefomed_ray import __version__
+from pefomed_ray.artifacts.base import base_digest
+from pefomed_ray.artifacts.manifests import load_shard_manifest
+from pefomed_ray.artifacts.storage import local_path, write_json
+from pefomed_ray.config import TrainConfig
+from pefomed_ray.data.plan import open_index
+from pefomed_ray.model.base import Base, open_base
+from pefomed_ray.model.bundle import open_bundle, save_bundle
+from pefomed_ray.model.lora import attach_lora, parameter_counts
+from pefomed_ray.rendering.batches import Batch
+from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.ranks import Ranks
+from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
+from pefomed_ray.training.validation import ValidationSet
+
+Report = Callable[[dict[str, Any]], None]
+"""Called by every rank after each epoch with that epoch's row of `epochs.json`."""
+
+
+@dataclass
+class Progress:
+    """What the epochs so far gave; rank 0 keeps it on disk."""
+
+    epochs: list[dict[str, Any]]
+    best: int = -1
+    """Position in `epochs` of the best validation metric; the earlier of equals."""
+
+    def add(self, row: dict[str, Any], metric: str) -> None:
+        """One more epoch."""
+        self.epochs.append(row)
+        if self.best < 0 or row[metric] > self.epochs[self.best][metric]:
+            self.best = len(self.epochs) - 1
+
+
+def prepare_model(config: TrainConfig) -> Base:
+    """The base with fresh adapters, or with those of the bundle the run starts from."""
+    if config.init_from is not None:
+        return open_bundle(local_path(config.init_from), trainable=True)[0]
+    base = open_base(config.base.path, config.template)
+    # Every rank draws the same initial adapters; FSDP2 then keeps each rank's part of them.
+    torch.manual_seed(config.seed)
+    attach_lora(base, config.lora, train_projector=config.projector.train)
+    return base
+
+
+def run(
+    config: TrainConfig,
+    output: Path,
+    stream: Callable[[TrainingOrder, Base], Iterator[Batch]],
+    ranks: Ranks,
+    report: Report,
+) -> None:
+    """Train, validate after every epoch, keep the best and the last bundle under `output/epochs`.
+
+    `stream` gives this rank's micro-batches of the whole run. Raises DivergedError, with no step taken, where loss or
+    gradient is not finite, and DataError for shards that are not what their manifest says.
+    """
+    base = prepare_model(config)
+    shards = local_path(config.data.shards)
+    order = TrainingOrder.of(open_index(shards, "train"), config)
+    validation = ValidationSet.load(open_index(shards, "validation"), config, base.renderer, ranks)
+    counts = parameter_counts(base.model)
+    ranks.shard(base.model)
+    optimizer = build_optimizer(base.model, config.optimizer)
+    torch.manual_seed(config.seed + ranks.rank)
+    base.model.train()
+    progress = Progress([])
+    batches = stream(order, base)
+    steps: list[Step] = []
+    clock = _Clock()
+    for step in range(order.total_steps):
+        micro_batches = [clock.wait(batches).to(ranks.device) for _ in range(order.micro_batches_per_step)]
+        learning_rate = learning_rate_at(step, order.total_steps, config.optimizer)
+        steps.append(
+            train_step(
+                base.model,
+                optimizer,
+                micro_batches,
+                base.renderer.image_spec,
+                learning_rate,
+                config.optimizer.max_grad_norm,
+                world_size=ranks.world_size,
+                sum_over_ranks=ranks.sum,
+            )
+        )
+        if (step + 1) % order.steps_per_epoch and step + 1 < order.total_steps:
+            continue
+        timing = clock.lap()
+        row = _epoch_row(order, steps, timing) | validation.measure(base.model, base.renderer, ranks)
+        row |= {"trainable_parameters": counts[0], "parameters": counts[1]}
+        steps = []
+        progress.add(row, config.validation.metric)
+        trained = ranks.trained_tensors(base.model)
+        if ranks.rank == 0:
+            _save(output, base, config, trained, progress)
+        clock = _Clock()
+        report(row)
+
+
+class _Clock:
+    """Seconds since the start, and how many of them were spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.waited_s = 0.0
+
+    def wait(self, batches: Iterator[Batch]) -> Batch:
+        before = time.monotonic()
+        batch = next(batches)
+        self.waited_s += time.monotonic() - before
+        return batch
+
+    def lap(self) -> dict[str, float]:
+        seconds = time.monotonic() - self.started
+        return {"train_s": seconds, "data_wait_share": self.waited_s / seconds}
+
+
+def _epoch_row(order: TrainingOrder, steps: list[Step], timing: dict[str, float]) -> dict[str, Any]:
+    tokens = sum(step.answer_tokens for step in steps)
+    return {
+        "train_loss": sum(step.loss * step.answer_tokens for step in steps) / tokens,
+        "grad_norm": steps[-1].grad_norm,
+        "learning_rate": steps[-1].learning_rate,
+        "answer_tokens": tokens,
+        "steps": len(steps),
+        "rows_per_s": len(steps) * order.batch_size / timing["train_s"],
+        **timing,
+    }
+
+
+def _save(output: Path, base: Base, config: TrainConfig, trained: dict[str, Any], progress: Progress) -> None:
+    manifest = load_shard_manifest(local_path(config.data.shards))
+    row = progress.epochs[-1]
+    lineage = {
+        "shards": manifest.digest,
+        "source": manifest.source,
+        "split": "train",
+        "base_digest": base_digest(base.path),
+        "template": base.renderer.template.digest,
+        "epoch": len(progress.epochs),
+        "init_from": config.init_from,
+        "code_version": __version__,
+    }
+    n = int(row["n"])
+    metrics = {
+        name: {"value": row[name], "n": n, "unscored": 0, "ci95": None} for name in ("exact_match", "rougeL")
+    } | {"split": "validation", "loss": row["loss"]}
+    folder = output / "epochs"
+    folder.mkdir(exist_ok=True)
+    save_bundle(folder / f"{len(progress.epochs):03d}", base, config, trained, lineage, metrics)
+    for position in range(len(progress.epochs) - 1):
+        if position != progress.best:
+            shutil.rmtree(folder / f"{position + 1:03d}", ignore_errors=True)
+    write_json(output / "epochs.json", {"best": progress.best + 1, "epochs": progress.epochs})

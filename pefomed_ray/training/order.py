@@ -1,0 +1,84 @@
+"""Which rows each worker's micro-batches hold: fixed by (seed, epoch) and the global batch, whatever the workers.
+
+Step s of an epoch takes the next `batch_size` rows of that epoch's order; the worker of rank r takes the r-th slice of
+each of its micro-batches. The last step of an epoch is filled up with PADDING, so every row comes once an epoch and
+every worker does the same number of steps.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pefomed_ray.config import TrainConfig
+from pefomed_ray.data.plan import RowIndex, epoch_order
+
+PADDING = -1
+BLOCK_ROWS = 64
+"""Rows a data worker renders at once, about: enough to hide the cost of scheduling it."""
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """The whole run's order, cut into blocks: block j belongs to rank j modulo `workers`."""
+
+    index: RowIndex
+    seed: int
+    batch_size: int
+    micro_batch_size: int
+    workers: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, index: RowIndex, config: TrainConfig) -> "TrainingOrder":
+        """The order a config asks for: `epochs` passes, or `max_steps` if that is less."""
+        steps_per_epoch = -(-index.rows // config.training.batch_size)
+        total = steps_per_epoch * config.training.epochs
+        return cls(
+            index=index,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            micro_batch_size=config.training.micro_batch_size,
+            workers=config.resources.workers,
+            total_steps=min(total, config.training.max_steps or total),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a pass over the data."""
+        return -(-self.index.rows // self.batch_size)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of one worker in one step (gradient accumulation)."""
+        return self.batch_size // (self.workers * self.micro_batch_size)
+
+    @property
+    def micro_batches_per_block(self) -> int:
+        """Consecutive micro-batches of one worker that are rendered together."""
+        return max(BLOCK_ROWS // self.micro_batch_size, 1)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the whole run, over all workers."""
+        each = self.total_steps * self.micro_batches_per_step
+        return -(-each // self.micro_batches_per_block) * self.workers
+
+    def block_rows(self, block: int) -> np.ndarray:
+        """Rows of a block in order, int64, PADDING where there is none; a multiple of micro_batch_size."""
+        chunk, rank = divmod(block, self.workers)
+        first = chunk * self.micro_batches_per_block
+        last = min(first + self.micro_batches_per_block, self.total_steps * self.micro_batches_per_step)
+        return np.concatenate([self._micro_batch(rank, number) for number in range(first, last)])
+
+    def _micro_batch(self, rank: int, number: int) -> np.ndarray:
+        step, part = divmod(number, self.micro_batches_per_step)
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        start = step_in_epoch * self.batch_size + (part * self.workers + rank) * self.micro_batch_size
+        rows = _order(self.index, self.seed, epoch)[start : start + self.micro_batch_size]
+        return np.pad(rows, (0, self.micro_batch_size - len(rows)), constant_values=PADDING)
+
+
+@lru_cache(maxsize=2)
+def _order(index: RowIndex, seed: int, epoch: int) -> np.ndarray:
+    return epoch_order(index.sizes, seed, epoch)

@@ -1,0 +1,133 @@
+"""One optimizer step, read aloud: render, forward, backward, clip, step. No Ray, no process group needed.
+
+Under FSDP2 the worker calls the same functions; what differs there is only how numbers are summed over ranks.
+Letters: B rows, T tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pefomed_ray.config.schema import OptimizerConfig
+from pefomed_ray.errors import DivergedError
+from pefomed_ray.rendering.batches import IGNORED_LABEL, Batch
+from pefomed_ray.rendering.images import ImageSpec, normalise
+
+SumOverRanks = Callable[[float], float]
+
+
+def alone(value: float) -> float:
+    """The sum over ranks of a process on its own."""
+    return value
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. `loss` in nats an answer token, over the global batch."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    answer_tokens: int
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as the published code groups them."""
+    parameters = trainable(model)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+
+
+def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Learning rate of step 0..total_steps-1: linear warm-up, then a cosine whose last step is the minimum.
+
+    The peak is reached at the first step after warm-up. (The published schedule reaches neither end.)
+    """
+    warmup_steps = min(round(config.warmup_fraction * total_steps), total_steps - 1)
+    if step < warmup_steps:
+        start = config.warmup_start_learning_rate
+        return start + (config.learning_rate - start) * step / warmup_steps
+    after = max(total_steps - 1 - warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min((step - warmup_steps) / after, 1.0)))
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    image_spec: ImageSpec,
+    learning_rate: float,
+    max_grad_norm: float,
+    *,
+    world_size: int = 1,
+    sum_over_ranks: SumOverRanks = alone,
+) -> Step:
+    """Accumulate the micro-batches' gradients and take one step.
+
+    The loss is averaged over the answer tokens of the global batch, not over ranks' or micro-batches' means. Gradients
+    are averaged over ranks by FSDP, hence the factor `world_size`.
+    Raises DivergedError before the optimizer is touched where the loss or a gradient is not finite.
+    """
+    tokens = sum_over_ranks(float(sum(count_answer_tokens(batch) for batch in micro_batches)))
+    loss = 0.0
+    for batch in micro_batches:
+        output = model(**model_inputs(batch, image_spec), num_items_in_batch=tokens / world_size)
+        output.loss.backward()
+        loss += float(output.loss.detach()) / world_size
+    loss = sum_over_ranks(loss)
+    grad_norm = _full(nn.utils.clip_grad_norm_(trainable(model), max_grad_norm))
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise DivergedError(
+            f"loss {loss} and gradient norm {grad_norm} at learning rate {learning_rate:.3g}: not finite, "
+            "no step was taken; lower optimizer.learning_rate or lora.alpha"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Step(loss, grad_norm, learning_rate, int(tokens))
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, batches: Iterable[Batch], image_spec: ImageSpec, sum_over_ranks: SumOverRanks = alone
+) -> float:
+    """Nats an answer token over some batches, gradients off."""
+    total = tokens = 0.0
+    for batch in batches:
+        total += float(model(**model_inputs(batch, image_spec), num_items_in_batch=1).loss)
+        tokens += count_answer_tokens(batch)
+    return sum_over_ranks(total) / sum_over_ranks(tokens)
+
+
+def count_answer_tokens(batch: Batch) -> int:
+    """Labels that count."""
+    return int((batch.labels_BT != IGNORED_LABEL).sum())
+
+
+def model_inputs(batch: Batch, image_spec: ImageSpec) -> dict[str, Any]:
+    """A batch as the model's keyword arguments."""
+    return {
+        "input_ids": batch.ids_BT,
+        "attention_mask": batch.mask_BT,
+        "labels": batch.labels_BT,
+        "pixel_values": normalise(batch.pixels_NCHW, image_spec),
+    }
+
+
+def _full(norm: Any) -> float:
+    """A norm as a number; under FSDP2 it is a DTensor that every rank must gather."""
+    return float(norm.full_tensor()) if hasattr(norm, "full_tensor") else float(norm)
