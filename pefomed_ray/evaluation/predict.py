@@ -1,0 +1,174 @@
+"""Answers of a bundle for a split, to the images and to images that cannot help, as one Ray Data pipeline."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from pefomed_ray import errors
+from pefomed_ray.artifacts.records import Task
+from pefomed_ray.data.plan import RowIndex, open_index, read_rows
+from pefomed_ray.errors import DataError, PefomedError
+from pefomed_ray.evaluation.controls import blank_image, noise_image, shuffled_rows
+from pefomed_ray.evaluation.predictions import Prediction
+from pefomed_ray.model.generate import Generator, Prompt
+from pefomed_ray.model.load import open_generator
+
+VARIANTS = ("image", "blank_image", "noise_image", "shuffled_image")
+"""What the model is shown beside the question; all but the first are controls."""
+MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 64, "caption": 128, "report": 256}
+"""PathVQA's longest answer has 34 words; 95 % of ROCO's captions have at most 50, of IU-Xray's findings 58."""
+TEXT_COLUMNS = ["id", "source", "task", "image_sha256", "question", "answer", "answer_type", "question_type", "group"]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated; `workers` are actors, each with the whole model."""
+
+    workers: int = 1
+    use_gpu: bool = False
+    """One GPU a worker."""
+    cpus_per_worker: float = 0.5
+    """What a worker reserves; its threads are this, rounded up. Half a CPU: so two workers start on two CPUs."""
+    batch_size: int = 64
+    """Rows generated at once by one worker."""
+    max_new_tokens: int | None = None
+    """Longer answers are cut. None: by task, see MAX_NEW_TOKENS."""
+    seed: int = 42
+    """Of the noise and of who gets whose images."""
+
+    def token_limit(self, task: Task) -> int:
+        """`max_new_tokens`, or the task's own."""
+        return MAX_NEW_TOKENS[task] if self.max_new_tokens is None else self.max_new_tokens
+
+
+def read_texts(shards: Path, split: str, rows_limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a split without their images, in row order. Raises DataError where there are none."""
+    index = open_index(shards, split)
+    rows: list[dict[str, Any]] = []
+    for path in dict.fromkeys(path for path, _ in index.row_groups):
+        with pq.ParquetFile(path) as file:
+            rows += file.read(columns=TEXT_COLUMNS).to_pylist()
+        if rows_limit is not None and len(rows) >= rows_limit:
+            return rows[:rows_limit]
+    return rows
+
+
+def predict(
+    bundle: Path,
+    shards: Path,
+    split: str,
+    settings: GenerationSettings,
+    *,
+    variants: Sequence[str] = VARIANTS,
+    rows_limit: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Prediction]]:
+    """Variant -> a prediction for each of the first `rows_limit` rows of the split (default: all), in row order.
+
+    Ray must have been started; bundle and shards must be visible to every node. `on_progress(done, total)` counts
+    answers. A row that has no other image to be shown has no prediction under `shuffled_image`. Raises DataError where
+    the split has no rows, PefomedError where answers got lost, and what opening the bundle or an image raises.
+    """
+    if not ray.is_initialized():
+        raise PefomedError("predict needs Ray: call ray.init() first")
+    texts = read_texts(shards, split, rows_limit)
+    if not texts:
+        raise DataError(f"shards {str(shards)!r}: no row of split {split!r} is left to predict")
+    items = _items(texts, variants, settings.seed)
+    answers: dict[tuple[str, int], str] = {}
+    for found in _pipeline(items, bundle, open_index(shards, split), settings).iter_rows():
+        if found["error_kind"]:
+            raise getattr(errors, found["error_kind"])(found["error"])
+        answers[found["variant"], int(found["row"])] = found["prediction"]
+        if on_progress:
+            on_progress(len(answers), len(items))
+    if len(answers) != len(items):
+        raise PefomedError(f"{len(items)} answers were asked for and {len(answers)} came back")
+    return {
+        variant: [_prediction(row, answers.get((variant, number))) for number, row in enumerate(texts)]
+        for variant in variants
+    }
+
+
+def _items(texts: list[dict[str, Any]], variants: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """What to answer, in the order in which images lie on disk: workers keep few row groups in memory."""
+    itself = list(range(len(texts)))
+    shuffled = shuffled_rows([tuple(row["image_sha256"]) for row in texts], seed)
+    items = []
+    for variant in variants:
+        shown = shuffled if variant == "shuffled_image" else itself
+        pairs = [(image_row, row) for row, image_row in enumerate(shown) if image_row is not None]
+        items += [{"variant": variant, "row": row, "image_row": image_row} for image_row, row in sorted(pairs)]
+    return items
+
+
+def _pipeline(
+    items: list[dict[str, Any]], bundle: Path, index: RowIndex, settings: GenerationSettings
+) -> ray.data.Dataset:
+    dataset = ray.data.from_items(items, override_num_blocks=max(1, ceil(len(items) / settings.batch_size)))
+    dataset.context.enable_progress_bars = False  # the command line draws its own
+    return dataset.map_batches(
+        Predictor,
+        fn_constructor_args=(str(bundle), index, settings),
+        batch_size=settings.batch_size,
+        # One actor is enough to begin with: where the cluster is smaller than asked for, it is slow and does not hang.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=settings.workers),
+        num_cpus=settings.cpus_per_worker,
+        num_gpus=1 if settings.use_gpu else 0,
+    )
+
+
+class Predictor:
+    """A Ray Data actor that loads the model once and reads the images of a batch itself."""
+
+    def __init__(self, bundle: str, index: RowIndex, settings: GenerationSettings) -> None:
+        torch.set_num_threads(max(1, ceil(settings.cpus_per_worker)))
+        self.bundle = bundle
+        self.index = index
+        self.settings = settings
+        self.generator: Generator | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Columns `variant`, `row`, `image_row` -> `variant`, `row`, `prediction`, `error_kind`, `error`.
+
+        Our own errors come back as rows: raised here, Ray would wrap them, and their exit code would be lost.
+        """
+        answers, kind, message = [""] * len(batch["row"]), "", ""
+        try:
+            answers = self._answers(batch)
+        except PefomedError as error:
+            kind, message = type(error).__name__, str(error)
+        found = {"variant": batch["variant"], "row": batch["row"], "prediction": answers}
+        return found | {"error_kind": [kind] * len(answers), "error": [message] * len(answers)}
+
+    def _answers(self, batch: dict[str, np.ndarray]) -> list[str]:
+        if self.generator is None:
+            self.generator = open_generator(self.bundle, "cuda" if self.settings.use_gpu else "cpu")
+        records = read_rows(self.index, batch["row"])
+        shown = read_rows(self.index, batch["image_row"])
+        prompts = [
+            Prompt(record["task"], record["question"], self._images(variant, images["images"]))
+            for variant, record, images in zip(batch["variant"], records, shown, strict=True)
+        ]
+        limit = max(self.settings.token_limit(prompt.task) for prompt in prompts)
+        return [answer.text for answer in self.generator.answer(prompts, limit)]
+
+    def _images(self, variant: str, images: list[dict[str, Any]]) -> tuple[bytes, ...]:
+        encoded = tuple(image["bytes"] for image in images)
+        if variant == "blank_image":
+            return tuple(blank_image(data) for data in encoded)
+        if variant == "noise_image":
+            return tuple(noise_image(data, self.settings.seed) for data in encoded)
+        return encoded
+
+
+def _prediction(row: dict[str, Any], prediction: str | None) -> Prediction:
+    fields = ("id", "question", "answer", "answer_type", "question_type", "source", "group")
+    return Prediction(**{field: row[field] for field in fields}, prediction=prediction)
