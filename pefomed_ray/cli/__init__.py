@@ -1,0 +1,1 @@
+"""The command line: parse, call one room, print where the artifact is."""

@@ -1,0 +1,329 @@
+"""`pefomed-ray VERB ...`. A verb parses, calls one room and prints where the artifact is; rooms load on use."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pefomed_ray import __version__
+from pefomed_ray.cli.console import exits_with_code, finish, say
+from pefomed_ray.cli.environment import set_defaults
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Parameter-efficient fine-tuning of medical multimodal LLMs on Ray. Exit codes: 0 done, 1 our failure, "
+    "2 bad configuration, 3 bad data, 4 diverged, 5 refused. Not for diagnosis.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Corpora: look at them, turn them into shards.")
+app.add_typer(data_app, name="data")
+
+DEFAULT_REGISTRY = "runs/registry"
+
+Json = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
+Words = Annotated[list[str] | None, typer.Argument(help="dotted.key=value, applied over the file.")]
+Registry = Annotated[str, typer.Option(help="Folder of aliases and promoted bundles.")]
+
+
+def main() -> None:
+    """Entry point. What has to be checked is checked before a verb imports Ray or torch."""
+    set_defaults()
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        sys.stdout.write(f"{__version__}\n")
+        raise typer.Exit
+
+
+@data_app.command("check")
+@exits_with_code
+def data_check(root: str, options: Words = None, json: Json = False) -> None:
+    """What is in a corpus folder, and what is wrong with it; writes nothing."""
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.cli.options import data_options
+    from pefomed_ray.data.check import check
+    from pefomed_ray.errors import DataError
+
+    found = check(local_path(root), data_options(options))
+    if not json:
+        found = {key: value for key, value in found.items() if key != "bad_rows"}
+    finish(found, as_json=json)
+    if found["problem"]:
+        raise DataError(found["problem"])
+
+
+@data_app.command("prepare")
+@exits_with_code
+def data_prepare(root: str, output: str, options: Words = None, json: Json = False) -> None:
+    """Read a corpus in its publisher's layout and write Parquet shards, quarantine and manifest to OUTPUT."""
+    from pefomed_ray.artifacts.storage import check_output_is_free, local_path
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.options import data_options
+    from pefomed_ray.cli.progress import bar
+    from pefomed_ray.data.corpora import open_corpus
+    from pefomed_ray.data.shards import prepare
+
+    source, target, chosen = local_path(root), local_path(output), data_options(options)
+    open_corpus(source)
+    check_output_is_free(target)
+    with cluster(), bar("preparing shards") as on_progress:
+        manifest = prepare(source, target, chosen, on_progress)
+    finish(
+        {
+            "manifest": str(target / "manifest.json"),
+            "rows": manifest.rows,
+            "quarantined": manifest.quarantined,
+            "answer_types": manifest.answer_types,
+            "image_overlap": manifest.image_overlap,
+            "licence": manifest.licence,
+            "source": manifest.source,
+            "digest": manifest.digest,
+        },
+        as_json=json,
+    )
+
+
+@app.command()
+@exits_with_code
+def train(config: str, overrides: Words = None, json: Json = False) -> None:
+    """Fine-tune an adapter; the best epoch's bundle is published as <output_dir>/bundle."""
+    from pefomed_ray.config import TrainConfig, load_config
+    from pefomed_ray.training.preflight import check_run
+
+    checked = load_config(TrainConfig, config, overrides or [])
+    check_run(checked)
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.progress import epoch_line
+    from pefomed_ray.training.trainer import train as run
+
+    with cluster():
+        result = run(checked, on_epoch=lambda epoch, row: say(epoch_line(epoch, row)))
+    best = result.epochs[result.best_epoch - 1]
+    finish(
+        {
+            "bundle": str(result.bundle),
+            "metrics": str(result.bundle / "metrics.json"),
+            "digest": result.digest,
+            "output_dir": str(result.output),
+            "best_epoch": result.best_epoch,
+            "epochs": len(result.epochs),
+            "validation": {name: best[name] for name in ("exact_match", "rougeL", "loss", "n")},
+            "trainable_parameters": best["trainable_parameters"],
+            "parameters": best["parameters"],
+        },
+        as_json=json,
+    )
+
+
+@app.command()
+@exits_with_code
+def search(space: str, overrides: Words = None, json: Json = False) -> None:
+    """Search hyperparameters with Ray Tune and Optuna; writes leaderboard.json and best.yaml."""
+    from pefomed_ray.config import SearchConfig, load_config
+    from pefomed_ray.search.space import check_search, preset_values
+
+    checked = load_config(SearchConfig, space, overrides or [])
+    values = preset_values(checked, Path(space))
+    check_search(checked, values)
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.progress import TrialLines, leaderboard
+    from pefomed_ray.search.study import run_search
+
+    with cluster():
+        result = run_search(checked, values, TrialLines(checked.metric))
+    leaderboard(result.rows, checked.metric)
+    finish(
+        {
+            "leaderboard": str(result.leaderboard),
+            "best": asdict(result.best),
+            "best_config": str(result.best_config),
+            "output_dir": str(result.output),
+            "trials": len(result.rows),
+            "failed": sum(row.state == "failed" for row in result.rows),
+        },
+        as_json=json,
+    )
+
+
+@app.command()
+@exits_with_code
+def evaluate(
+    bundle: str,
+    data: Annotated[str, typer.Option(help="Folder of shards.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    output: Annotated[str | None, typer.Option(help="Default: <bundle>/../evaluation-<split>.")] = None,
+    normalizer: Annotated[str, typer.Option(help="strict or pefomed.")] = "strict",
+    workers: Annotated[int, typer.Option(help="Generating processes.", min=1)] = 1,
+    use_gpu: Annotated[bool, typer.Option(help="One GPU a worker.")] = False,
+    rows: Annotated[int | None, typer.Option(help="Only the first rows of the split.", min=1)] = None,
+    json: Json = False,
+) -> None:
+    """Generate answers for a split, score them beside controls, write predictions, metrics.json and report.html."""
+    from pefomed_ray.artifacts.manifests import load_bundle_manifest
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.options import split_named
+    from pefomed_ray.cli.progress import bar, metrics_table
+    from pefomed_ray.evaluation.evaluate import check_evaluation
+    from pefomed_ray.evaluation.evaluate import evaluate as run
+    from pefomed_ray.evaluation.predict import GenerationSettings
+
+    folder = local_path(bundle)
+    load_bundle_manifest(folder)
+    target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
+    check_evaluation(folder, local_path(data), split, target, normalizer)
+    with cluster(), bar("answering") as on_progress:
+        result = run(
+            folder,
+            local_path(data),
+            split,
+            target,
+            settings=GenerationSettings(workers=workers, use_gpu=use_gpu),
+            normalizer=normalizer,
+            rows_limit=rows,
+            on_progress=on_progress,
+        )
+    metrics_table(Path(result["metrics"]))
+    finish(result, as_json=json)
+
+
+@app.command()
+@exits_with_code
+def score(
+    predictions: str,
+    task: Annotated[str, typer.Option(help="vqa, report or caption.")] = "vqa",
+    normalizer: Annotated[str, typer.Option(help="strict or pefomed.")] = "strict",
+    json: Json = False,
+) -> None:
+    """Score predictions made anywhere: JSONL rows of id, question, answer, prediction, answer_type, ..."""
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.cli.options import task_named
+    from pefomed_ray.evaluation.score import score_file
+
+    finish(score_file(local_path(predictions), task_named(task), normalizer), as_json=json)
+
+
+@app.command()
+@exits_with_code
+def promote(
+    bundle: str,
+    alias: Annotated[str, typer.Option(help="Name the endpoint will know it by.")],
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="metrics.json of an evaluation of this bundle: promote only if it passes the gate."),
+    ] = None,
+    registry: Registry = DEFAULT_REGISTRY,
+    json: Json = False,
+) -> None:
+    """Verify a bundle, hold it against the gate, copy it into the registry and move the alias to it."""
+    from pefomed_ray.artifacts.registry import promote as move
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.evaluation.gate import require_passed
+
+    folder = local_path(bundle)
+    if metrics is not None:
+        require_passed(local_path(metrics), folder)
+    entry = move(local_path(registry), alias, folder)
+    finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
+
+
+@app.command()
+@exits_with_code
+def rollback(
+    alias: Annotated[str, typer.Option(help="Alias to move back.")],
+    registry: Registry = DEFAULT_REGISTRY,
+    json: Json = False,
+) -> None:
+    """Move an alias back to what it stood for before."""
+    from pefomed_ray.artifacts.registry import rollback as move_back
+    from pefomed_ray.artifacts.storage import local_path
+
+    entry = move_back(local_path(registry), alias)
+    finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
+
+
+@app.command()
+@exits_with_code
+def serve(
+    alias: Annotated[str, typer.Option(help="Alias to serve.")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value of the endpoint: replicas=2, ...")] = None,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    registry: Registry = DEFAULT_REGISTRY,
+    json: Json = False,
+) -> None:
+    """Serve an alias behind an OpenAI-compatible endpoint until interrupted."""
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.options import serve_config
+    from pefomed_ray.cli.waiting import wait_for_signal
+    from pefomed_ray.serving.deploy import check, start, stop
+    from pefomed_ray.serving.keys import KEY_FILE
+
+    folder = local_path(registry)
+    config = serve_config([*(options or []), f"port={port}"])
+    check(config, folder, alias)
+    with cluster():
+        endpoint = start(config, folder, alias, folder / KEY_FILE)
+        try:
+            finish({"url": endpoint.url, "model": endpoint.model, "digest": endpoint.digest}, as_json=json)
+            say("serving; Ctrl-C ends it")
+            wait_for_signal()
+        finally:
+            stop()
+
+
+@app.command()
+@exits_with_code
+def query(
+    image: str,
+    question: str,
+    url: Annotated[str, typer.Option(help="The endpoint, up to /v1.")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str, typer.Option(help="Alias, or <base>:<alias>.")] = "champion",
+    registry: Registry = DEFAULT_REGISTRY,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.1)] = 60.0,
+    json: Json = False,
+) -> None:
+    """Ask the endpoint about a picture. The key: $PEFOMED_API_KEY, else the registry's client.key."""
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.serving.client import ask
+    from pefomed_ray.serving.keys import client_key
+
+    reply = ask(url, client_key(local_path(registry)), model, local_path(image), question, timeout_s)
+    finish({"answer": reply.text, "model": reply.model, "digest": reply.digest, "usage": reply.usage}, as_json=json)
+
+
+@app.command()
+@exits_with_code
+def demo(
+    output: Annotated[str, typer.Option(help="Folder for everything the demo writes.")] = "demo-output",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the endpoint up until interrupted.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    json: Json = False,
+) -> None:
+    """The whole system on phantoms: corpus, shards, search, train, evaluate, promote, serve, query."""
+    from pefomed_ray.cli.demo import run_demo
+
+    finish(run_demo(output, keep=keep, port=port), as_json=json)
+
+
+@app.command()
+@exits_with_code
+def doctor(json: Json = False) -> None:
+    """What this machine offers: versions, cores, memory, GPUs, the embedded base's checksums."""
+    from pefomed_ray.cli.doctor import examine
+
+    finish(examine(), as_json=json)
+
+
+def _plain(entry: Any) -> dict[str, Any]:
+    return entry.model_dump(mode="json") if hasattr(entry, "model_dump") else asdict(entry)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""How far it is: a bar on a terminal, a line now and then elsewhere; epochs, trials and metrics as lines and tables."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pefomed_ray.artifacts.storage import read_json
+from pefomed_ray.cli.console import err, percent, say, table
+
+if TYPE_CHECKING:
+    from pefomed_ray.search.study import TrialRow
+
+LINE_INTERVAL_S = 10.0
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `on_progress(done, total)`."""
+    if not err.is_terminal:
+        yield _lines(what)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _lines(what: str) -> Callable[[int, int], None]:
+    last = [time.monotonic()]
+
+    def on_progress(done: int, total: int) -> None:
+        if done == total or time.monotonic() - last[0] > LINE_INTERVAL_S:
+            last[0] = time.monotonic()
+            say(f"{what}: {done}/{total}")
+
+    return on_progress
+
+
+def epoch_line(epoch: int, row: dict[str, Any]) -> str:
+    """One epoch in one line."""
+    return (
+        f"epoch {epoch}: loss {row['train_loss']:.3f}, validation exact match {percent(row['exact_match'])}, "
+        f"rougeL {percent(row['rougeL'])}, loss {row['loss']:.3f} (n={row['n']:.0f}); {row['rows_per_s']:.0f} rows/s, "
+        f"waiting for data {percent(row['data_wait_share'])} %, learning rate {row['learning_rate']:.2e}"
+    )
+
+
+class TrialLines:
+    """A line for each report of a trial."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+
+    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
+        say(
+            f"trial {trial} epoch {row['training_iteration']}: "
+            f"{self.metric} {percent(row[self.metric])} {describe(params)}"
+        )
+
+
+def describe(params: dict[str, Any]) -> str:
+    """Parameters in a few words: `rank=8 alpha=16 learning_rate=0.0021`."""
+    return " ".join(
+        f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in params.items()
+    )
+
+
+def leaderboard(rows: "list[TrialRow]", metric: str) -> None:
+    """The trials, best first."""
+    table(
+        f"leaderboard ({metric} on validation rows)",
+        ("trial", "state", metric, "best epoch", "epochs", "parameters"),
+        [(r.trial, r.state, percent(r.value), r.best_epoch, r.epochs, r.reason or describe(r.params)) for r in rows],
+    )
+
+
+def metrics_table(path: Path) -> None:
+    """An evaluation's metrics beside its controls."""
+    metrics = read_json(path)
+    names = [name for name, found in metrics.items() if isinstance(found, dict) and "value" in found]
+    controls = list(metrics["controls"])
+    rows = []
+    for name in names:
+        found = metrics[name]
+        interval = found["ci95"]
+        ci95 = f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
+        others = [percent(metrics["controls"][control].get(name, {}).get("value")) for control in controls]
+        rows.append((name, found["n"], percent(found["value"]), ci95, *others))
+    table(f"{metrics['split']} split", ("metric", "n", "model", "95 % interval", *controls), rows)
