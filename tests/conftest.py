@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from pefomed_ray.cli.environment import set_defaults
+
+# Ray reads its environment when it is first imported, which may be while tests are collected.
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("PEFOMED_API_KEY", None)
+set_defaults()
+
 
 def _directory_named_by(variable: str) -> Path:
     value = os.environ.get(variable)

@@ -171,7 +171,7 @@ class PefomedForConditionalGeneration(PreTrainedModel):
     def generate(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """New tokens only, [B, at most max_new_tokens]; prompts are padded on the left; keywords are transformers' own."""
+        """New tokens only, [B, at most max_new_tokens]; prompts padded on the left; keywords are transformers' own."""
         embeds = self.embed(input_ids, None if pixel_values is None else self.patch_features(pixel_values))
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
 

@@ -25,6 +25,8 @@ from pefomed_ray.training.order import PADDING, TrainingOrder
 DATA_WORKER_CPUS = 0.5
 """What one rendering actor reserves; small, so that training and data fit two CPUs."""
 PREFETCHED_MICRO_BATCHES = 4
+PIXEL_CACHE_BYTES = 256 << 20
+"""Rendered pixels a data worker keeps."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,27 @@ class RenderSettings:
     max_answer_tokens: int
 
     def open(self) -> Renderer:
-        """The renderer, opened once a process."""
-        return _open_renderer(self.base, self.template)
+        """The renderer."""
+        return Renderer.open(Path(self.base), template_named(self.template))
 
 
-@lru_cache(maxsize=2)
-def _open_renderer(base: str, template: str) -> Renderer:
-    return Renderer.open(Path(base), template_named(template))
+class RecordRenderer:
+    """Renders records, keeping the pixels of recent images: a VQA corpus asks a dozen questions about each."""
 
+    def __init__(self, renderer: Renderer, max_answer_tokens: int) -> None:
+        self.renderer = renderer
+        self.max_answer_tokens = max_answer_tokens
+        image_bytes = 3 * renderer.image_spec.size_px**2
+        self._pixels = lru_cache(maxsize=max(PIXEL_CACHE_BYTES // image_bytes, 1))(renderer.pixels)
 
-def render_record(record: dict[str, Any], renderer: Renderer, max_answer_tokens: int) -> Rendered:
-    """A record (RECORD_SCHEMA) as prompt, answer and pixels."""
-    images = [image["bytes"] for image in record["images"]]
-    return Rendered(
-        prompt=renderer.prompt_ids(record["task"], record["question"], len(images)),
-        answer=renderer.answer_ids(record["answer"], max_answer_tokens),
-        pixels_NCHW=renderer.pixels(images),
-    )
+    def render(self, record: dict[str, Any]) -> Rendered:
+        """A record (RECORD_SCHEMA) as prompt, answer and pixels."""
+        images = tuple(image["bytes"] for image in record["images"])
+        return Rendered(
+            prompt=self.renderer.prompt_ids(record["task"], record["question"], len(images)),
+            answer=self.renderer.answer_ids(record["answer"], self.max_answer_tokens),
+            pixels_NCHW=self._pixels(images),
+        )
 
 
 class RenderBlocks:
@@ -61,15 +67,14 @@ class RenderBlocks:
     def __init__(self, order: TrainingOrder, settings: RenderSettings) -> None:
         torch.set_num_threads(1)
         self.order = order
-        self.settings = settings
-        self.renderer = settings.open()
+        self.renderer = RecordRenderer(settings.open(), settings.max_answer_tokens)
 
     def __call__(self, blocks: dict[str, np.ndarray]) -> pa.Table:
         """One table of `micro_batch_size` x n rows for the one block number given."""
         rows = self.order.block_rows(int(blocks["item"][0]))
         real = rows[rows != PADDING]
         records = read_rows(self.order.index, real if len(real) else np.zeros(1, dtype=np.int64))
-        rendered = [render_record(record, self.renderer, self.settings.max_answer_tokens) for record in records]
+        rendered = [self.renderer.render(record) for record in records]
         # A padding row is a copy of the first one with weight 0: real shapes, no effect on the loss.
         padded = rendered[: len(real)] + [rendered[0]] * (len(rows) - len(real))
         return pa.table(

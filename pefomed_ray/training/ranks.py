@@ -16,7 +16,6 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
 
-
 CPU = torch.device("cpu")
 
 

@@ -14,7 +14,7 @@ from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
 from pefomed_ray.rendering.batches import Rendered, generation_batch, training_batch
 from pefomed_ray.rendering.images import normalise
 from pefomed_ray.rendering.renderer import Renderer
-from pefomed_ray.training.feed import render_record
+from pefomed_ray.training.feed import RecordRenderer
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import mean_loss
 
@@ -36,7 +36,8 @@ class ValidationSet:
         each = -(-count // ranks.world_size)
         numbers = np.arange(ranks.rank * each, (ranks.rank + 1) * each)
         records = read_rows(index, np.minimum(numbers, count - 1))
-        rows = [render_record(record, renderer, config.data.max_answer_tokens) for record in records]
+        render = RecordRenderer(renderer, config.data.max_answer_tokens).render
+        rows = [render(record) for record in records]
         references = [r["answer"] if n < count else None for r, n in zip(records, numbers, strict=True)]
         return cls(rows, references, config.validation.batch_size, config.validation.max_new_tokens)
 

@@ -1,8 +1,6 @@
 """Predictions through a real Ray Data pipeline: rows in their own order, and errors that stay ours."""
 
 import shutil
-import tempfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from PIL import Image
 
@@ -29,19 +26,6 @@ pytestmark = pytest.mark.ray
 
 ROWS = 25
 NEW_TOKENS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="pfr-", dir="/tmp")  # short: Ray's sockets allow 107 characters
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise ray.init writes a token into the home folder
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level="error")
-    yield
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

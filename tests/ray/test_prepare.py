@@ -2,16 +2,12 @@
 
 import json
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
 from pefomed_ray.artifacts.manifests import load_shard_manifest
@@ -22,19 +18,6 @@ from pefomed_ray.data.shards import prepare
 from pefomed_ray.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="pfr-", dir="/tmp")  # short: Ray's sockets allow 107 characters
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise ray.init writes a token into the home folder
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level="error")
-    yield
-    ray.shutdown()
-    patch.undo()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_corpus(root: Path, bad_rows: list[dict[str, Any]]) -> Path:

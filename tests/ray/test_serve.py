@@ -13,7 +13,6 @@ from pathlib import Path
 
 import openai
 import pytest
-import ray
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -122,10 +121,6 @@ class Served:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     folder = Path(tempfile.mkdtemp(prefix="pfs-", dir="/tmp"))  # short: Ray's sockets allow 107 characters
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise ray.init writes a token into the home folder
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    patch.delenv("PEFOMED_API_KEY", raising=False)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,15 +132,12 @@ def served() -> Iterator[Served]:
         make_base(folder / "base")
         make_bundle(folder / "bundle", folder / "base")
         promote(registry, "champion", folder / "bundle")
-        ray.init(num_cpus=2, include_dashboard=False, _temp_dir=str(folder / "ray"), logging_level="error")
         started = time.monotonic()
         endpoint = deploy.start(config, registry, "champion", registry / KEY_FILE)
         print(f"endpoint up after {time.monotonic() - started:.1f} s")
         yield Served(endpoint, registry, client_key(registry), open_generator(folder / "bundle"))
     finally:
         deploy.stop()
-        ray.shutdown()
-        patch.undo()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -227,13 +219,13 @@ def test_overload_is_said_at_once_and_passes(served: Served) -> None:
     assert served.ask(png(1)) == served.ask_offline(png(1))
 
 
-def test_logs_hold_nothing_of_a_request(served: Served) -> None:
+def test_logs_hold_nothing_of_a_request(served: Served, local_ray: Path) -> None:
     question = "Canary-7f3a question?"
     answer = served.ask(png(77), question)
     damaged = png(77)[:60]
     with pytest.raises(openai.BadRequestError):
         served.ask(damaged, question)
-    files = [path for path in (served.registry.parent / "ray").rglob("logs/**/*") if path.is_file()]
+    files = [path for path in local_ray.rglob("logs/**/*") if path.is_file()]
     logs = b"".join(path.read_bytes() for path in files)
     assert b"ModelReplica" in logs  # the search finds what is there
     for secret in (question.encode(), served.key.encode(), base64.b64encode(damaged)[:40], answer.encode()):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
 from pefomed_ray.artifacts.base import EMBEDDED_FOLDER, base_folder, check_lora_targets
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, save_document
 from pefomed_ray.config import TrainConfig, build_config
@@ -17,7 +19,6 @@ from pefomed_ray.model.bundle import open_bundle, save_bundle
 from pefomed_ray.model.generate import Generator, Prompt
 from pefomed_ray.model.lora import attach_lora, parameter_counts
 from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
-from PIL import Image
 
 CONFIG = build_config(
     TrainConfig,
@@ -185,10 +186,10 @@ def test_another_base_or_wording_is_refused_with_both_digests(bundle: Path, tmp_
     copy = shutil.copytree(bundle, tmp_path / "b")
     manifest = load_bundle_manifest(copy)
     save_document(manifest.model_copy(update={"base_digest": "0" * 64}), copy / "bundle.json")
-    with pytest.raises(DataError, match="trained on base 0000000000000000, but 'embedded' is [0-9a-f]{16}"):
+    with pytest.raises(DataError, match=r"trained on base 0000000000000000, but 'embedded' is [0-9a-f]{16}"):
         open_bundle(copy)
     save_document(manifest.model_copy(update={"template_digest": "1" * 64}), copy / "bundle.json")
-    with pytest.raises(DataError, match="1111111111111111, but this version's is [0-9a-f]{16}"):
+    with pytest.raises(DataError, match=r"1111111111111111, but this version's is [0-9a-f]{16}"):
         open_bundle(copy)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
 from pefomed_ray.artifacts.records import TASKS
 from pefomed_ray.errors import ConfigError, DataError
@@ -14,7 +16,6 @@ from pefomed_ray.rendering.batches import IGNORED_LABEL, Rendered, generation_ba
 from pefomed_ray.rendering.images import ImageSpec, decode_image, image_pixels, normalise
 from pefomed_ray.rendering.renderer import Renderer
 from pefomed_ray.rendering.templates import IMAGE_SLOT, TEMPLATES, Template, template_named
-from PIL import Image
 
 RENDERERS = {name: Renderer.open(EMBEDDED_FOLDER, template) for name, template in TEMPLATES.items()}
 NO_PIXELS = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)

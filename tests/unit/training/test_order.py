@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from pefomed_ray.data.plan import RowIndex
 from pefomed_ray.training.order import PADDING, TrainingOrder
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from pefomed_ray.config.schema import LoraConfig, OptimizerConfig
 from pefomed_ray.errors import DivergedError
 from pefomed_ray.model.base import Base, open_base

@@ -1,0 +1,104 @@
+"""Training on a real Ray: FSDP2 on two workers equals one process; errors arrive as our own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pefomed_ray.artifacts.manifests import verify_bundle
+from pefomed_ray.config import TrainConfig, build_config
+from pefomed_ray.errors import ConfigError, DivergedError
+from pefomed_ray.model.load import load_model
+from pefomed_ray.training.trainer import TrainResult, train
+
+pytestmark = pytest.mark.ray
+
+
+def config(shards: Path, output: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "name": "test",
+        "task": "vqa",
+        "template": "short",
+        "output_dir": str(output),
+        "data": {"shards": str(shards)},
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"epochs": 2, "batch_size": 8, "micro_batch_size": 2},
+        "validation": {"rows": 5, "max_new_tokens": 4},
+        "resources": {"workers": 1},
+    }
+    return build_config(TrainConfig, values | changes, "test")
+
+
+@pytest.fixture(scope="module")
+def two_workers(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    output = tmp_path_factory.mktemp("two") / "run"
+    return train(config(phantom_shards, output, resources={"workers": 2}))
+
+
+def test_two_workers_train_what_one_does(two_workers: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    one = train(config(phantom_shards, tmp_path / "one"), on_epoch=lambda epoch, row: seen.append(epoch))
+    assert seen == [1, 2]
+    for a, b in zip(one.epochs, two_workers.epochs, strict=True):
+        assert a["answer_tokens"] == b["answer_tokens"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-4)
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-3)
+    for name in ("adapter_model.safetensors", "projector.safetensors"):
+        ours, theirs = load_file(one.bundle / name), load_file(two_workers.bundle / name)
+        assert ours.keys() == theirs.keys()
+        if one.best_epoch == two_workers.best_epoch:
+            difference = torch.cat([(ours[k] - theirs[k]).abs().flatten() for k in ours])
+            # Adam turns a gradient that is rounding noise into a full step, so the bulk is compared.
+            assert difference.quantile(0.99) < 2e-4
+    once = {"epochs": 1, "batch_size": 8, "micro_batch_size": 2}
+    other = train(config(phantom_shards, tmp_path / "other", seed=43, training=once))
+    assert abs(other.epochs[0]["train_loss"] - one.epochs[0]["train_loss"]) > 2e-4  # the control: another seed shows
+
+
+def test_a_run_leaves_its_artifacts_and_nothing_else_trained(two_workers: TrainResult) -> None:
+    manifest = verify_bundle(two_workers.bundle)
+    assert manifest.digest == two_workers.digest
+    lineage = json.loads((two_workers.bundle / "lineage.json").read_text())
+    assert lineage["source"] == "slake"
+    assert lineage["epoch"] == two_workers.best_epoch
+    assert (two_workers.output / "run.yaml").is_file()
+    row = two_workers.epochs[-1]
+    assert 0 < row["trainable_parameters"] < row["parameters"]
+    assert 0 <= row["data_wait_share"] <= 1
+    assert row["n"] == 5
+    model, _ = load_model(two_workers.bundle)
+    base, _ = load_model("embedded")
+    trained = model.state_dict()
+    for name, tensor in base.vision_tower.state_dict().items():
+        assert torch.equal(trained[f"vision_tower.{name}"], tensor)
+    assert not torch.equal(model.projector.weight, base.projector.weight)
+
+
+def test_stage_two_starts_from_stage_one(two_workers: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
+    first = two_workers.epochs[-1]["loss"]
+    tiny = {"epochs": 1, "max_steps": 1, "batch_size": 8, "micro_batch_size": 2}
+    still = {"learning_rate": 1e-9, "min_learning_rate": 0, "warmup_start_learning_rate": 0}
+    started = config(phantom_shards, tmp_path / "s", init_from=str(two_workers.bundle), training=tiny, optimizer=still)
+    result = train(started)
+    expected = two_workers.epochs[two_workers.best_epoch - 1]["loss"]
+    assert result.epochs[0]["loss"] == pytest.approx(expected, abs=1e-3)
+    assert first > 0
+
+
+def test_divergence_arrives_as_our_error_and_publishes_nothing(phantom_shards: Path, tmp_path: Path) -> None:
+    wild = {"rank": 4, "alpha": 1e38, "dropout": 0.0, "target_modules": ["all-linear"]}
+    fast = {"learning_rate": 1e6, "warmup_fraction": 0.0}
+    with pytest.raises(DivergedError, match="no step was taken"):
+        train(config(phantom_shards, tmp_path / "wild", lora=wild, optimizer=fast))
+    assert not (tmp_path / "wild" / "bundle").exists()
+
+
+def test_a_run_the_cluster_cannot_hold_is_refused_at_once(phantom_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs 2\.5 CPU .* the cluster has 2"):
+        train(config(phantom_shards, tmp_path / "big", resources={"workers": 4}))
+    with pytest.raises(ConfigError, match="needs 1 GPU"):
+        train(config(phantom_shards, tmp_path / "gpu", resources={"use_gpu": True}))
