@@ -34,7 +34,8 @@ $(STAMP): pyproject.toml constraints.txt .ci/install-torch
 	@echo "$(CURDIR)" > $@
 	@echo "setup: done"
 
-demo: setup  ## see the whole system work, without download, key or GPU
+demo: setup  ## see the whole system work, without download, key or GPU (writes demo-output/ anew)
+	@rm -rf demo-output
 	$(BIN)/pefomed-ray demo
 
 test: setup  ## all tests but the long ones

@@ -14,8 +14,10 @@ from pefomed_ray.errors import PefomedError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+WIDTH_IN_FILES = 160
+"""Columns of a table where there is no terminal to ask."""
+
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_IN_FILES)
 
 
 def finish(result: dict[str, Any], *, as_json: bool) -> None:
@@ -25,7 +27,7 @@ def finish(result: dict[str, Any], *, as_json: bool) -> None:
         sys.stdout.flush()
         return
     for key, value in result.items():
-        out.print(f"[bold]{key}[/bold]: {_plain(value)}")
+        sys.stdout.write(f"{key}: {_plain(value)}\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -40,7 +42,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def say(message: str) -> None:
     """A line of progress."""
-    err.print(message, markup=False)
+    err.print(message, markup=False, soft_wrap=True)
 
 
 def exits_with_code(verb: Callable[P, R]) -> Callable[P, R]:
@@ -52,7 +54,7 @@ def exits_with_code(verb: Callable[P, R]) -> Callable[P, R]:
             return verb(*args, **kwargs)
         except PefomedError as error:
             err.print(f"[bold red]error[/bold red] ({type(error).__name__}): ", end="")
-            err.print(str(error), markup=False)
+            err.print(str(error), markup=False, soft_wrap=True)
             raise SystemExit(error.exit_code) from None
 
     return run

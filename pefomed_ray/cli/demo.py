@@ -33,8 +33,9 @@ from pefomed_ray.training.trainer import TrainResult, train
 CHECKOUT = Path(__file__).parent.parent.parent
 SPACE = CHECKOUT / "search_spaces" / "phantom.yaml"
 ALIAS = "champion"
-IMAGES = 500
-QUESTIONS_PER_IMAGE = 6
+SPLITS = (160, 24, 60)
+"""Pictures for training, validation and test."""
+QUESTIONS_PER_IMAGE = 5
 SEED = 7
 """Not the seed the embedded base was trained with: these phantoms are new to it."""
 QUERY_TIMEOUT_S = 60.0
@@ -54,7 +55,9 @@ def run_demo(output: str, *, keep: bool, port: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with _stage("corpus: phantoms drawn in SLAKE's layout"):
-        write_slake(folder / "corpus", images=IMAGES, questions_per_image=QUESTIONS_PER_IMAGE, seed=SEED)
+        write_slake(
+            folder / "corpus", images=sum(SPLITS), questions_per_image=QUESTIONS_PER_IMAGE, seed=SEED, splits=SPLITS
+        )
     say("starting Ray on this machine")
     with cluster():
         result = _on_cluster(folder, keep=keep, port=port)

@@ -230,7 +230,8 @@ def promote(
     if metrics is not None:
         require_passed(local_path(metrics), folder)
     entry = move(local_path(registry), alias, folder)
-    finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
+    gate = "passed" if metrics is not None else "not asked: no --metrics given"
+    finish({"alias": alias, "gate": gate, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -64,6 +65,7 @@ def run_search(
     output = output_dir(search)
     output.mkdir(parents=True, exist_ok=True)
     save_config(search, output / "search.yaml")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     results = _tuner(search, values, first, output, on_report).fit()
     rows = sorted(
         (_row(result, output, search.metric, first.training.epochs) for result in results),

@@ -75,8 +75,10 @@ class RenderBlocks:
         real = rows[rows != PADDING]
         records = read_rows(self.order.index, real if len(real) else np.zeros(1, dtype=np.int64))
         rendered = [self.renderer.render(record) for record in records]
-        # A padding row is a copy of the first one with weight 0: real shapes, no effect on the loss.
-        padded = rendered[: len(real)] + [rendered[0]] * (len(rows) - len(real))
+        # A padding row is a copy of the first one with weight 0: real shapes, no effect on the loss. It may stand in
+        # the middle: a block can hold the end of one epoch and the beginning of the next.
+        following = iter(rendered)
+        padded = [rendered[0] if row == PADDING else next(following) for row in rows]
         return pa.table(
             {
                 "prompt": pa.array([row.prompt for row in padded], pa.list_(pa.int32())),

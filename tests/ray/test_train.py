@@ -12,7 +12,8 @@ from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import ConfigError, DivergedError
 from pefomed_ray.model.load import load_model
-from pefomed_ray.training.trainer import TrainResult, train
+from pefomed_ray.training.alone import train_alone
+from pefomed_ray.training.trainer import TrainResult, publish, train
 
 pytestmark = pytest.mark.ray
 
@@ -36,13 +37,22 @@ def config(shards: Path, output: Path, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def two_workers(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     output = tmp_path_factory.mktemp("two") / "run"
-    return train(config(phantom_shards, output, resources={"workers": 2}))
+    seen: list[int] = []
+    result = train(
+        config(phantom_shards, output, resources={"workers": 2}), on_epoch=lambda epoch, row: seen.append(epoch)
+    )
+    assert seen == [1, 2]
+    return result
+
+
+def alone(config: TrainConfig, output: Path) -> TrainResult:
+    train_alone(config, output, lambda row: None)
+    return publish(output)
 
 
 def test_two_workers_train_what_one_does(two_workers: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
-    seen: list[int] = []
-    one = train(config(phantom_shards, tmp_path / "one"), on_epoch=lambda epoch, row: seen.append(epoch))
-    assert seen == [1, 2]
+    one = alone(config(phantom_shards, tmp_path / "one"), tmp_path / "one")
+    assert one.best_epoch == two_workers.best_epoch
     for a, b in zip(one.epochs, two_workers.epochs, strict=True):
         assert a["answer_tokens"] == b["answer_tokens"]
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-4)
@@ -50,12 +60,10 @@ def test_two_workers_train_what_one_does(two_workers: TrainResult, phantom_shard
     for name in ("adapter_model.safetensors", "projector.safetensors"):
         ours, theirs = load_file(one.bundle / name), load_file(two_workers.bundle / name)
         assert ours.keys() == theirs.keys()
-        if one.best_epoch == two_workers.best_epoch:
-            difference = torch.cat([(ours[k] - theirs[k]).abs().flatten() for k in ours])
-            # Adam turns a gradient that is rounding noise into a full step, so the bulk is compared.
-            assert difference.quantile(0.99) < 2e-4
-    once = {"epochs": 1, "batch_size": 8, "micro_batch_size": 2}
-    other = train(config(phantom_shards, tmp_path / "other", seed=43, training=once))
+        difference = torch.cat([(ours[k] - theirs[k]).abs().flatten() for k in ours])
+        # Adam turns a gradient that is rounding noise into a full step, so the bulk is compared.
+        assert difference.quantile(0.99) < 2e-4
+    other = alone(config(phantom_shards, tmp_path / "other", seed=43), tmp_path / "other")
     assert abs(other.epochs[0]["train_loss"] - one.epochs[0]["train_loss"]) > 2e-4  # the control: another seed shows
 
 
@@ -79,14 +87,15 @@ def test_a_run_leaves_its_artifacts_and_nothing_else_trained(two_workers: TrainR
 
 
 def test_stage_two_starts_from_stage_one(two_workers: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
-    first = two_workers.epochs[-1]["loss"]
     tiny = {"epochs": 1, "max_steps": 1, "batch_size": 8, "micro_batch_size": 2}
     still = {"learning_rate": 1e-9, "min_learning_rate": 0, "warmup_start_learning_rate": 0}
     started = config(phantom_shards, tmp_path / "s", init_from=str(two_workers.bundle), training=tiny, optimizer=still)
-    result = train(started)
+    result = alone(started, tmp_path / "s")
     expected = two_workers.epochs[two_workers.best_epoch - 1]["loss"]
     assert result.epochs[0]["loss"] == pytest.approx(expected, abs=1e-3)
-    assert first > 0
+    fresh = config(phantom_shards, tmp_path / "f", training=tiny, optimizer=still)
+    # The control: without it, the run starts from the base.
+    assert abs(alone(fresh, tmp_path / "f").epochs[0]["loss"] - expected) > 0.01
 
 
 def test_divergence_arrives_as_our_error_and_publishes_nothing(phantom_shards: Path, tmp_path: Path) -> None:
