@@ -165,19 +165,18 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Generate answers for a split, score them beside controls, write predictions, metrics.json and report.html."""
-    from pefomed_ray.artifacts.manifests import load_bundle_manifest
     from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.options import split_named
+    from pefomed_ray.evaluation.preflight import check_evaluation
+
+    folder = local_path(bundle)
+    target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
+    check_evaluation(folder, local_path(data), split, target, normalizer)
+    from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.progress import bar, metrics_table
-    from pefomed_ray.evaluation.evaluate import check_evaluation
     from pefomed_ray.evaluation.evaluate import evaluate as run
     from pefomed_ray.evaluation.predict import GenerationSettings
 
-    folder = local_path(bundle)
-    load_bundle_manifest(folder)
-    target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
-    check_evaluation(folder, local_path(data), split, target, normalizer)
     with cluster(), bar("answering") as on_progress:
         result = run(
             folder,
@@ -260,15 +259,17 @@ def serve(
 ) -> None:
     """Serve an alias behind an OpenAI-compatible endpoint until interrupted."""
     from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.options import serve_config
-    from pefomed_ray.cli.waiting import wait_for_signal
-    from pefomed_ray.serving.deploy import check, start, stop
-    from pefomed_ray.serving.keys import KEY_FILE
+    from pefomed_ray.serving.preflight import check
 
     folder = local_path(registry)
     config = serve_config([*(options or []), f"port={port}"])
     check(config, folder, alias)
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.waiting import wait_for_signal
+    from pefomed_ray.serving.deploy import start, stop
+    from pefomed_ray.serving.keys import KEY_FILE
+
     with cluster():
         endpoint = start(config, folder, alias, folder / KEY_FILE)
         try:

@@ -5,13 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pefomed_ray.artifacts.manifests import ShardManifest, load_bundle_manifest, load_shard_manifest, verify_bundle
-from pefomed_ray.artifacts.records import Task
-from pefomed_ray.artifacts.storage import check_output_is_free, local_path, publishing, write_json
-from pefomed_ray.errors import DataError
+from pefomed_ray.artifacts.manifests import ShardManifest, load_bundle_manifest, load_shard_manifest
+from pefomed_ray.artifacts.storage import local_path, publishing, write_json
 from pefomed_ray.evaluation.controls import TextPriors, text_priors
-from pefomed_ray.evaluation.predict import GenerationSettings, predict, read_texts
+from pefomed_ray.evaluation.predict import GenerationSettings, predict
 from pefomed_ray.evaluation.predictions import Prediction, write_predictions
+from pefomed_ray.evaluation.preflight import check_evaluation, read_texts
 from pefomed_ray.evaluation.report import choose_examples, write_report
 from pefomed_ray.evaluation.score import score_by_question_type, score_rows, unique_output_ratio
 from pefomed_ray.metrics.vqa import normalizer_named
@@ -69,24 +68,6 @@ def evaluate(
         write_json(folder / "metrics.json", metrics)
     files = {"predictions": "predictions.jsonl", "metrics": "metrics.json", "report": "report.html"}
     return {key: str(target / name) for key, name in files.items()} | {"values": metric_values(metrics)}
-
-
-def check_evaluation(bundle: Path, shards: Path, split: str, target: Path, normalizer: str) -> Task:
-    """All that can be checked without Ray, before it is started; answers the task of the split's rows.
-
-    Raises ConfigError where `target` holds anything or the normaliser is not known; DataError where a file of the
-    bundle does not match its sha256, the split has no rows, or its rows are of several tasks.
-    """
-    normalizer_named(normalizer)
-    check_output_is_free(target)
-    verify_bundle(bundle)
-    tasks: list[Task] = sorted({row["task"] for row in read_texts(shards, split)})
-    if len(tasks) != 1:
-        raise DataError(
-            f"shards {str(shards)!r}, split {split!r}: rows of {', '.join(tasks) or 'no task'} in one evaluation have "
-            "no common metric; prepare each task as shards of its own"
-        )
-    return tasks[0]
 
 
 def metric_values(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -17,6 +16,7 @@ from pefomed_ray.data.plan import RowIndex, open_index, read_rows
 from pefomed_ray.errors import DataError, PefomedError
 from pefomed_ray.evaluation.controls import blank_image, noise_image, shuffled_rows
 from pefomed_ray.evaluation.predictions import Prediction
+from pefomed_ray.evaluation.preflight import read_texts
 from pefomed_ray.model.generate import Generator, Prompt
 from pefomed_ray.model.load import open_generator
 
@@ -24,7 +24,6 @@ VARIANTS = ("image", "blank_image", "noise_image", "shuffled_image")
 """What the model is shown beside the question; all but the first are controls."""
 MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 64, "caption": 128, "report": 256}
 """PathVQA's longest answer has 34 words; 95 % of ROCO's captions have at most 50, of IU-Xray's findings 58."""
-TEXT_COLUMNS = ["id", "source", "task", "image_sha256", "question", "answer", "answer_type", "question_type", "group"]
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,6 @@ class GenerationSettings:
     def token_limit(self, task: Task) -> int:
         """`max_new_tokens`, or the task's own."""
         return MAX_NEW_TOKENS[task] if self.max_new_tokens is None else self.max_new_tokens
-
-
-def read_texts(shards: Path, split: str, rows_limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a split without their images, in row order. Raises DataError where there are none."""
-    index = open_index(shards, split)
-    rows: list[dict[str, Any]] = []
-    for path in dict.fromkeys(path for path, _ in index.row_groups):
-        with pq.ParquetFile(path) as file:
-            rows += file.read(columns=TEXT_COLUMNS).to_pylist()
-        if rows_limit is not None and len(rows) >= rows_limit:
-            return rows[:rows_limit]
-    return rows
 
 
 def predict(

@@ -1,7 +1,6 @@
 """Bringing the endpoint up and down: checks first, then Ray Serve, then a request to see it alive."""
 
 import logging
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -10,14 +9,12 @@ from pathlib import Path
 
 from ray import serve
 
-from pefomed_ray.artifacts.base import base_folder
-from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.registry import resolve
 from pefomed_ray.config import ServeConfig
-from pefomed_ray.errors import ConfigError, PefomedError, RefusedError
-from pefomed_ray.serving.address import is_loopback
+from pefomed_ray.errors import PefomedError
 from pefomed_ray.serving.app import LOGGING, ServeArgs, build, describe
 from pefomed_ray.serving.keys import ensure_key
+from pefomed_ray.serving.preflight import check
 
 APPLICATION = "pefomed"
 START_TIMEOUT_S = 600.0
@@ -37,29 +34,6 @@ class Endpoint:
     """`<base>:<alias>`."""
     digest: str
     """Of the adapter."""
-
-
-def check(config: ServeConfig, registry: Path, alias: str) -> None:
-    """Everything that can be wrong and is found without Ray, in seconds.
-
-    Raises RefusedError for a host other than loopback without `tls_in_front`, ConfigError for a port in use or an
-    unknown alias or a missing base, DataError for a bundle that was changed.
-    """
-    if not is_loopback(config.host) and not config.tls_in_front:
-        raise RefusedError(
-            f"host {config.host!r} is not loopback and the endpoint speaks plain HTTP: keys and images could be read "
-            "on the way. Put a TLS proxy in front and set tls_in_front=true, or use 127.0.0.1 and an SSH tunnel"
-        )
-    base_folder(load_bundle_manifest(registry / resolve(registry, alias).bundle).base)
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise ConfigError(
-                f"port: cannot listen on {config.host}:{config.port} ({error.strerror}); choose another port or host"
-            ) from None
 
 
 def start(config: ServeConfig, registry: Path, alias: str, key_file: Path) -> Endpoint:

@@ -31,6 +31,7 @@ from pefomed_ray.rendering.images import ImageSpec
 from pefomed_ray.serving import deploy
 from pefomed_ray.serving.client import ask
 from pefomed_ray.serving.keys import KEY_FILE, client_key
+from pefomed_ray.serving.preflight import check
 
 pytestmark = pytest.mark.ray
 
@@ -235,4 +236,4 @@ def test_logs_hold_nothing_of_a_request(served: Served, local_ray: Path) -> None
 def test_the_port_is_taken_now(served: Served) -> None:
     port = int(served.endpoint.url.split(":")[2].split("/")[0])
     with pytest.raises(ConfigError, match="port"):
-        deploy.check(ServeConfig(port=port), served.registry, "champion")
+        check(ServeConfig(port=port), served.registry, "champion")

@@ -23,3 +23,11 @@ def test_the_check_sees_torch() -> None:
     result = run(f"import torch; {CHECK}")
     assert result.returncode != 0
     assert "AssertionError" in result.stderr
+
+
+def test_what_is_checked_before_ray_starts_loads_neither() -> None:
+    rooms = ("training", "evaluation", "serving")
+    result = run(
+        f"import {', '.join(f'pefomed_ray.{room}.preflight' for room in rooms)}, pefomed_ray.search.space; {CHECK}"
+    )
+    assert result.returncode == 0, result.stderr

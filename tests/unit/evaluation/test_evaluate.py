@@ -14,8 +14,9 @@ from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.evaluation import evaluate as evaluate_module
 from pefomed_ray.evaluation.evaluate import evaluate
 from pefomed_ray.evaluation.gate import gate
-from pefomed_ray.evaluation.predict import VARIANTS, _prediction, read_texts
+from pefomed_ray.evaluation.predict import VARIANTS, _prediction
 from pefomed_ray.evaluation.predictions import Prediction, read_predictions
+from pefomed_ray.evaluation.preflight import read_texts
 
 MakeShards = Callable[..., Path]
 CONTROLS = ["blank_image", "noise_image", "shuffled_image", "majority", "question_prior"]

@@ -13,7 +13,8 @@ from PIL import Image
 from pefomed_ray.data.plan import open_index
 from pefomed_ray.errors import DataError
 from pefomed_ray.evaluation import predict as predict_module
-from pefomed_ray.evaluation.predict import VARIANTS, GenerationSettings, Predictor, read_texts
+from pefomed_ray.evaluation.predict import VARIANTS, GenerationSettings, Predictor
+from pefomed_ray.evaluation.preflight import read_texts
 from pefomed_ray.model.generate import Prompt
 
 MakeShards = Callable[..., Path]

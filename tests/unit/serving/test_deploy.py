@@ -12,7 +12,7 @@ from pefomed_ray.artifacts.registry import promote
 from pefomed_ray.artifacts.storage import sha256_file
 from pefomed_ray.config import ServeConfig
 from pefomed_ray.errors import ConfigError, DataError, RefusedError
-from pefomed_ray.serving.deploy import check
+from pefomed_ray.serving.preflight import check
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_all_is_well(registry: Path, free_port: int) -> None:
+def test_a_free_port_and_a_known_alias_pass(registry: Path, free_port: int) -> None:
     check(ServeConfig(port=free_port), registry, "champion")
 
 

@@ -1,0 +1,45 @@
+"""What can be wrong with an evaluation before Ray starts; answers in a second, so nothing here imports torch or Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pefomed_ray.artifacts.manifests import verify_bundle
+from pefomed_ray.artifacts.records import Task
+from pefomed_ray.artifacts.storage import check_output_is_free
+from pefomed_ray.data.plan import open_index
+from pefomed_ray.errors import DataError
+from pefomed_ray.metrics.vqa import normalizer_named
+
+TEXT_COLUMNS = ["id", "source", "task", "image_sha256", "question", "answer", "answer_type", "question_type", "group"]
+
+
+def check_evaluation(bundle: Path, shards: Path, split: str, target: Path, normalizer: str) -> Task:
+    """All that can be checked without Ray, before it is started; answers the task of the split's rows.
+
+    Raises ConfigError where `target` holds anything or the normaliser is not known; DataError where a file of the
+    bundle does not match its sha256, the split has no rows, or its rows are of several tasks.
+    """
+    normalizer_named(normalizer)
+    check_output_is_free(target)
+    verify_bundle(bundle)
+    tasks: list[Task] = sorted({row["task"] for row in read_texts(shards, split)})
+    if len(tasks) != 1:
+        raise DataError(
+            f"shards {str(shards)!r}, split {split!r}: rows of {', '.join(tasks) or 'no task'} in one evaluation have "
+            "no common metric; prepare each task as shards of its own"
+        )
+    return tasks[0]
+
+
+def read_texts(shards: Path, split: str, rows_limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a split without their images, in row order. Raises DataError where there are none."""
+    index = open_index(shards, split)
+    rows: list[dict[str, Any]] = []
+    for path in dict.fromkeys(path for path, _ in index.row_groups):
+        with pq.ParquetFile(path) as file:
+            rows += file.read(columns=TEXT_COLUMNS).to_pylist()
+        if rows_limit is not None and len(rows) >= rows_limit:
+            return rows[:rows_limit]
+    return rows
