@@ -66,7 +66,7 @@ def run_demo(output: str, *, keep: bool, port: int) -> dict[str, Any]:
 
 def _on_cluster(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
     with _stage("shards: Ray Data reads, checks and writes"), bar("shards") as on_progress:
-        manifest = prepare(folder / "corpus", folder / "shards", DataOptions(), on_progress)
+        manifest = prepare(folder / "corpus", folder / "shards", DataOptions(source="phantoms"), on_progress)
         say(f"rows {manifest.rows}, quarantined {manifest.quarantined}")
     with _stage("search: Ray Tune, Optuna and ASHA over rank, alpha and learning rate"):
         found = _search(folder)

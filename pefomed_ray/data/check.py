@@ -20,7 +20,7 @@ def check(root: str | Path, options: DataOptions | None = None) -> dict[str, Any
     options = options or DataOptions()
     folder = local_path(root)
     intake = take_in(folder, options)
-    maker = RecordMaker(folder, intake.reader.NAME)
+    maker = RecordMaker(folder, intake.source)
     tally, bad = Tally(), list(intake.quarantined)
     for rows_of_image in image_order(intake.references, options.seed):
         for position, reference in rows_of_image:
@@ -30,13 +30,13 @@ def check(root: str | Path, options: DataOptions | None = None) -> dict[str, Any
                 bad.append(quarantine(position, reference, error.reason))
     bad.sort(key=lambda row: row.position)
     return {
-        "source": intake.reader.NAME,
+        "source": intake.source,
         "licence": intake.licence,
         "rows": tally.rows_by_split(),
         "tasks": dict(sorted(tally.tasks.items())),
         "answer_types": dict(sorted(tally.answer_types.items())),
         "quarantined": dict(sorted(Counter(row.reason for row in bad).items())),
         "image_overlap": tally.image_overlap(),
-        "bad_rows": [row.document(intake.reader.NAME) for row in bad],
+        "bad_rows": [row.document(intake.source) for row in bad],
         "problem": dirt_verdict(intake.rows_in, bad, options.max_bad_fraction),
     }

@@ -56,6 +56,8 @@ class Intake:
     """A corpus as its reader gives it, before any image is opened."""
 
     reader: Reader
+    source: str
+    """What records and reports call the corpus."""
     licence: Literal["open", "restricted"]
     references: list[tuple[int, Reference]]
     """Position in the publisher's order, and row."""
@@ -164,7 +166,7 @@ def take_in(root: Path, options: DataOptions) -> Intake:
             references.append((position, row))
     if not rows_in:
         raise DataError(f"the corpus {str(root)!r} is empty: no row was read (reader {reader.NAME}, options {options})")
-    return Intake(reader, licence, references, quarantined, rows_in)
+    return Intake(reader, options.source or reader.NAME, licence, references, quarantined, rows_in)
 
 
 def quarantine(position: int, reference: Reference, reason: Reason) -> Quarantined:

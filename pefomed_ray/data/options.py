@@ -1,5 +1,6 @@
 """What a person can choose when a corpus is read and prepared."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ from pefomed_ray.errors import ConfigError
 class DataOptions:
     """Options of `data check` and `data prepare`. Raises ConfigError for a value out of range."""
 
+    source: str | None = None
+    """What the corpus is called in records and reports, [A-Za-z0-9._-]{1,64}; default: the layout's name."""
     language: str | None = None
     """Keep rows of one language only; for corpora that state it (SLAKE: `en` or `zh`)."""
     licence: Literal["open", "restricted"] | None = None
@@ -22,6 +25,8 @@ class DataOptions:
     """Where a shard is cut, in bytes of distinct image files."""
 
     def __post_init__(self) -> None:
+        if self.source is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", self.source):
+            raise ConfigError(f"source is {self.source!r}; it has 1 to 64 of the characters A-Z a-z 0-9 . _ -")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction is {self.max_bad_fraction}; it is a share between 0 and 1")
         if self.licence not in (None, "open", "restricted"):

@@ -48,13 +48,13 @@ def prepare(
     specs = plan_shards(intake.references, folder, options.seed, options.shard_bytes)
     with publishing(target) as partial:
         _check_space(partial, folder, intake)
-        results = _run(specs, folder, partial, intake.reader.NAME, on_progress)
+        results = _run(specs, folder, partial, intake.source, on_progress)
         quarantined = [*intake.quarantined, *(row for result in results for row in result.quarantined)]
         quarantined.sort(key=lambda row: row.position)
         if verdict := dirt_verdict(intake.rows_in, quarantined, options.max_bad_fraction):
             raise DataError(f"corpus {str(folder)!r}, {verdict}")
         manifest = _manifest(intake, results, quarantined, options)
-        _write_quarantine(partial / "quarantine", quarantined, intake.reader.NAME)
+        _write_quarantine(partial / "quarantine", quarantined, intake.source)
         for leftover in partial.rglob(".*"):  # of a task that was cut off and run again
             leftover.unlink()
         save_document(manifest, partial / "manifest.json")
@@ -110,7 +110,7 @@ def _manifest(
         )
     files = tuple(result.file for result in results if result.file)
     return ShardManifest(
-        source=intake.reader.NAME,
+        source=intake.source,
         licence=intake.licence,
         rows=tally.rows_by_split(),
         tasks=dict(sorted(tally.tasks.items())),

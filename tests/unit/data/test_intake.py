@@ -219,3 +219,14 @@ def test_real_slake(data_dir: Path) -> None:
     assert [(bad["id"], bad["reason_code"]) for bad in report["bad_rows"]] == [("1622", "empty_answer")]
     assert set(report["image_overlap"].values()) == {0}
     assert report["problem"] is None
+
+
+def test_a_corpus_may_be_named_by_its_owner(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="source is 'a b'"):
+        DataOptions(source="a b")
+    image = tmp_path / "x.png"
+    Image.new("L", (8, 8)).save(image)
+    row = '{"id": "1", "query": "?", "response": "Left", "image": "x.png"}\n'
+    (tmp_path / "train.jsonl").write_text(row, encoding="utf-8")
+    assert check(tmp_path, DataOptions(source="hospital-7"))["source"] == "hospital-7"
+    assert check(tmp_path, DataOptions())["source"] == "jsonl"
