@@ -26,8 +26,9 @@ from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.search.space import preset_values
 from pefomed_ray.search.study import SearchResult, run_search
 from pefomed_ray.serving.client import ask
-from pefomed_ray.serving.deploy import start, stop
-from pefomed_ray.serving.keys import KEY_FILE, client_key
+from pefomed_ray.serving.deploy import Endpoint, start, stop
+from pefomed_ray.serving.keys import CLIENT_KEY_FILE, KEY_FILE, client_key
+from pefomed_ray.serving.preflight import check_port
 from pefomed_ray.training.trainer import TrainResult, train
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -39,6 +40,8 @@ QUESTIONS_PER_IMAGE = 5
 SEED = 7
 """Not the seed the embedded base was trained with: these phantoms are new to it."""
 QUERY_TIMEOUT_S = 60.0
+MAX_NEW_TOKENS = 16
+"""The longest answer of this corpus has 9."""
 
 
 def run_demo(output: str, *, keep: bool, port: int) -> dict[str, Any]:
@@ -51,6 +54,7 @@ def run_demo(output: str, *, keep: bool, port: int) -> dict[str, Any]:
     check_output_is_free(folder)
     if not SPACE.is_file():
         raise ConfigError(f"the demo reads {str(SPACE)!r}, which is not there; run it from a checkout of the project")
+    check_port(serve_config([f"port={port}"]))
     check_embedded_base()
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -70,20 +74,33 @@ def _on_cluster(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
         say(f"rows {manifest.rows}, quarantined {manifest.quarantined}")
     with _stage("search: Ray Tune, Optuna and ASHA over rank, alpha and learning rate"):
         found = _search(folder)
-        leaderboard(found.rows, "exact_match")
     with _stage("training: Ray Train, FSDP2 on two workers, the best trial's hyperparameters"):
         trained = _train(folder, found)
     with _stage("evaluation: test split, beside controls"), bar("answers") as on_progress:
-        settings = GenerationSettings(max_new_tokens=16)
+        settings = GenerationSettings(max_new_tokens=MAX_NEW_TOKENS)
         evaluated = evaluate(
             trained.bundle, folder / "shards", "test", folder / "evaluation", settings=settings, on_progress=on_progress
         )
-        metrics_table(Path(evaluated["metrics"]))
     with _stage("promotion: gate, verification, alias"):
         require_passed(Path(evaluated["metrics"]), trained.bundle)
         entry = promote(folder / "registry", ALIAS, trained.bundle)
         say(f"{ALIAS} -> {entry.digest[:16]}")
-    answered = _serve_and_ask(folder, keep=keep, port=port)
+    registry = folder / "registry"
+    with _stage("serving: Ray Serve behind an OpenAI-compatible endpoint"):
+        endpoint = start(serve_config([f"port={port}"]), registry, ALIAS, registry / KEY_FILE)
+    try:
+        with _stage("query: the openai client asks about a test picture"):
+            answered = _ask(folder, endpoint)
+        leaderboard(found.rows, "exact_match")
+        metrics_table(Path(evaluated["metrics"]))
+        say(f"report: {evaluated['report']}")
+        say(f"{answered['picture']}: {answered['question']}")
+        say(f"  answer: {answered['answer']}\n  truth:  {answered['truth']}")
+        if keep:
+            say(f"{endpoint.url} stays up; the key is in {registry / CLIENT_KEY_FILE}; Ctrl-C ends it")
+            wait_for_signal()
+    finally:
+        stop()
     metrics = read_json(Path(evaluated["metrics"]))
     return {
         "leaderboard": str(found.leaderboard),
@@ -93,6 +110,20 @@ def _on_cluster(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
         "exact_match": metrics["exact_match"]["value"],
         "controls": {name: values["exact_match"]["value"] for name, values in metrics["controls"].items()},
         **answered,
+    }
+
+
+def _ask(folder: Path, endpoint: Endpoint) -> dict[str, Any]:
+    row = read_json(folder / "corpus" / "test.json")[0]
+    picture = folder / "corpus" / "imgs" / row["img_name"]
+    key = client_key(folder / "registry")
+    reply = ask(endpoint.url, key, endpoint.model, picture, row["question"], QUERY_TIMEOUT_S)
+    return {
+        "picture": str(picture),
+        "question": row["question"],
+        "answer": reply.text,
+        "truth": row["answer"],
+        "adapter": reply.digest,
     }
 
 
@@ -108,24 +139,6 @@ def _train(folder: Path, found: SearchResult) -> TrainResult:
     words = [f"{key}={value}" for key, value in found.best.params.items()]
     words += [f"data.shards={folder / 'shards'}", f"output_dir={folder / 'train'}"]
     return train(load_config(TrainConfig, preset, words), on_epoch=lambda epoch, row: say(epoch_line(epoch, row)))
-
-
-def _serve_and_ask(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
-    registry = folder / "registry"
-    with _stage("serving: Ray Serve behind an OpenAI-compatible endpoint"):
-        endpoint = start(serve_config([f"port={port}"]), registry, ALIAS, registry / KEY_FILE)
-    try:
-        with _stage("query: the openai client asks about a test picture"):
-            row = read_json(folder / "corpus" / "test.json")[0]
-            picture = folder / "corpus" / "imgs" / row["img_name"]
-            reply = ask(endpoint.url, client_key(registry), endpoint.model, picture, row["question"], QUERY_TIMEOUT_S)
-            say(f"{picture}: {row['question']}\n  answer: {reply.text}\n  truth:  {row['answer']}")
-        if keep:
-            say(f"{endpoint.url} stays up; the key is in {registry / 'client.key'}; Ctrl-C ends it")
-            wait_for_signal()
-    finally:
-        stop()
-    return {"question": row["question"], "answer": reply.text, "truth": row["answer"], "adapter": reply.digest}
 
 
 @contextmanager

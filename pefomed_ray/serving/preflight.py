@@ -23,6 +23,11 @@ def check(config: ServeConfig, registry: Path, alias: str) -> None:
             "on the way. Put a TLS proxy in front and set tls_in_front=true, or use 127.0.0.1 and an SSH tunnel"
         )
     base_folder(load_bundle_manifest(registry / resolve(registry, alias).bundle).base)
+    check_port(config)
+
+
+def check_port(config: ServeConfig) -> None:
+    """Raise ConfigError where somebody listens on the port already."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
