@@ -4,8 +4,8 @@
 
 It sees phantoms only, and their questions only in the `general` wording, so what an adapter later learns about any
 corpus is learnt from that corpus. Each picture is shown once with many texts in one sequence: the texts share the
-visual prefix, and a mask keeps them from seeing each other, which gives the same loss as separate rows at about half
-the work.
+visual prefix, and a mask keeps them from seeing each other, which gives the same loss as separate rows while the
+prefix is run once.
 
 Letters: B pictures, T tokens of a sequence, V visual tokens, C channels, H and W pixels.
 """
