@@ -7,14 +7,16 @@ What the checks cannot see: a bit flipped inside a JPEG's image data decodes wit
 
 import os
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from pefomed_ray.artifacts.folders import Folder, LocalFolder, open_folder
 from pefomed_ray.data.reasons import RowError
 
 FORMATS = ("JPEG", "PNG")
@@ -22,25 +24,69 @@ MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 25_000_000
 MAX_SIDE = 8192
 
+READERS = 8
+"""Threads that read ahead from S3."""
+READ_AHEAD = 16
+"""Images, at most 64 MiB each; a hundredth of that is usual."""
+
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 PADDING = b"\0 \t\r\n"  # what real files carry behind their last byte
 
 
-def read_image(root: Path, image_path: str) -> bytes:
-    """The encoded bytes of one image of a corpus.
+def read_image(root: Folder, image_path: str) -> bytes:
+    """The encoded bytes of one image of a corpus, as they are found.
 
     `image_path` is relative to `root`. `data/train-0.parquet#12` is row 12 of a Parquet file whose column `image` is a
-    struct with `bytes`, as Hugging Face writes them. Raises RowError where the path leads outside `root`, where there
-    is no such image, or where it is larger than 64 MiB.
+    struct with `bytes`, as Hugging Face writes them; `scan.dcm#3` is a file, of which frame 3 is meant (see
+    `split_path`). Raises RowError where the path leads outside `root`, where there is no such image, or where it is
+    larger than 64 MiB.
     """
-    name, _, row = image_path.rpartition("#")
-    if name.endswith(".parquet") and row.isdecimal():
-        return _parquet_image(_inside(root, name), int(row))
-    path = _inside(root, image_path)
-    if os.path.getsize(path) > MAX_FILE_BYTES:
+    name, number = split_path(image_path)
+    _check_name(name)
+    if isinstance(root, LocalFolder):
+        _check_inside(root, name)
+    if name.endswith(".parquet") and number is not None:
+        return _parquet_image(root, name, number)
+    (entry,) = root.entries([name])
+    if entry is None:
+        raise RowError("missing_image")
+    if entry.size > MAX_FILE_BYTES:
         raise RowError("image_too_large")
-    return Path(path).read_bytes()
+    return root.read_bytes(name)
+
+
+class ReadAhead:
+    """Reads images in a known order, some of them before they are asked for: on S3 each takes a round trip."""
+
+    def __init__(self, root: Folder, upcoming: Iterable[str]) -> None:
+        self._root = root
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
+        self._upcoming = iter(upcoming)
+        self._started: dict[str, Future[bytes]] = {}
+        """In order."""
+
+    def read(self, image_path: str) -> bytes:
+        """As `read_image`. Those that come earlier in the order are taken for not wanted."""
+        while len(self._started) < READ_AHEAD and (path := next(self._upcoming, None)) is not None:
+            self._started[path] = self._pool.submit(read_image, self._root, path)
+        if image_path not in self._started:
+            return read_image(self._root, image_path)
+        while (first := next(iter(self._started))) != image_path:
+            self._started.pop(first).cancel()
+        return self._started.pop(image_path).result()
+
+    def close(self) -> None:
+        """Start no more reads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def split_path(image_path: str) -> tuple[str, int | None]:
+    """The name of the file, and the row or frame that is meant: `("scan.dcm", 3)` of `scan.dcm#3`, else None."""
+    name, _, number = image_path.rpartition("#")
+    if number.isdecimal() and name.endswith((".parquet", ".dcm")):
+        return name, int(number)
+    return image_path, None
 
 
 def check_image(data: bytes) -> None:
@@ -76,22 +122,25 @@ def _open(data: bytes) -> Image.Image:
         raise RowError("corrupt_image") from None
 
 
-def _inside(root: Path, name: str) -> str:
-    """The real path of a file below `root`. Raises RowError."""
+def _check_name(name: str) -> None:
     if not name or "\0" in name or os.path.isabs(name) or ".." in name.split("/"):
         raise RowError("path_escape")
-    real_root = os.path.realpath(root)
-    real = os.path.realpath(os.path.join(root, name))
+
+
+def _check_inside(root: LocalFolder, name: str) -> None:
+    """Raise RowError where links lead out of `root`, or nowhere."""
+    real_root = os.path.realpath(root.path)
+    real = os.path.realpath(os.path.join(root.path, name))
     if os.path.commonpath([real_root, real]) != real_root:
         raise RowError("symlink_escape")
     if not os.path.isfile(real):
         raise RowError("missing_image")
-    return real
 
 
-def _parquet_image(path: str, row: int) -> bytes:
-    images = _parquet_column(path, os.path.getmtime(path))
-    data = images[row]["bytes"].as_py() if row < len(images) else None
+def _parquet_image(root: Folder, name: str, row: int) -> bytes:
+    file = _parquet_file(root.url, name, _version(root, name))
+    group, first = _row_group_of(file, row)
+    data = _row_group(file, group)[row - first]["bytes"].as_py()
     if data is None:
         raise RowError("missing_image")
     if len(data) > MAX_FILE_BYTES:
@@ -99,8 +148,31 @@ def _parquet_image(path: str, row: int) -> bytes:
     return data
 
 
-@lru_cache(maxsize=1)
-def _parquet_column(path: str, modified: float) -> pa.ChunkedArray:
-    # One whole file is kept: rows are asked for in shuffled order, and these files are tens of MB. `modified` is here
-    # so that a file that was replaced is read again.
-    return pq.read_table(path, columns=["image"]).column("image")
+def _version(root: Folder, name: str) -> str:
+    (entry,) = root.entries([name])
+    if entry is None:
+        raise RowError("missing_image")
+    return entry.version
+
+
+@lru_cache(maxsize=16)
+def _parquet_file(url: str, name: str, version: str) -> pq.ParquetFile:
+    # `version` is here so that a file that was replaced is opened again.
+    return pq.ParquetFile(open_folder(url).open(name))
+
+
+def _row_group_of(file: pq.ParquetFile, row: int) -> tuple[int, int]:
+    """Number of the row group that holds a row of the file, and the group's first row. Raises RowError."""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if row < first + rows:
+            return group, first
+        first += rows
+    raise RowError("missing_image")
+
+
+@lru_cache(maxsize=4)
+def _row_group(file: pq.ParquetFile, group: int) -> pa.ChunkedArray:
+    # Rows are asked for in shuffled order: what is kept is bounded, and a group is some ten MB.
+    return file.read_row_group(group, columns=["image"]).column("image")

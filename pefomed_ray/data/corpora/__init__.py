@@ -1,7 +1,6 @@
 """One module a corpus, each reading one publisher's folder as it unpacks. To add one: write a Reader, name it here."""
 
-from pathlib import Path
-
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.data.corpora import jsonl, r2gen, roco, slake, vqa_rad
 from pefomed_ray.data.corpora.reading import Reader
 from pefomed_ray.errors import ConfigError, DataError
@@ -9,22 +8,21 @@ from pefomed_ray.errors import ConfigError, DataError
 READERS: dict[str, Reader] = {reader.NAME: reader for reader in (slake, vqa_rad, roco, r2gen, jsonl)}
 
 
-def open_corpus(root: Path) -> Reader:
+def open_corpus(root: Folder) -> Reader:
     """The reader whose layout `root` has.
 
     Raises ConfigError where `root` is not a folder, DataError where it has no known layout, or several.
     """
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
+    if not root.exists():
         raise ConfigError(
-            f"corpus folder {str(root)!r} {what}; give the folder that the publisher's archive unpacks to"
+            f"corpus folder {str(root)!r} is not there; give the folder that the publisher's archive unpacks to"
         )
     found = [reader for reader in READERS.values() if reader.detect(root)]
     if len(found) > 1:
         several = " and ".join(reader.NAME for reader in found)
         raise DataError(f"{str(root)!r} looks like several corpora at once: {several}; give each a folder of its own")
     if not found:
-        names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
+        names = root.names()
         seen = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
         layouts = "\n".join(f"  {reader.NAME}: {reader.LAYOUT}" for reader in READERS.values())
         raise DataError(f"{str(root)!r} has no known corpus layout; it holds {seen}. Known layouts:\n{layouts}")

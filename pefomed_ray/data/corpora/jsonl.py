@@ -15,9 +15,9 @@ The licence class is `restricted` unless `licence=open` is given: nobody but you
 import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import SPLITS, TASKS, Reference, Split
 from pefomed_ray.data.corpora.reading import Row, answer_type_of, decode, lines_of, rows_of, text_of
 from pefomed_ray.data.options import DataOptions
@@ -26,24 +26,25 @@ from pefomed_ray.data.reasons import RowError
 NAME = "jsonl"
 LICENCE: Literal["open", "restricted"] = "restricted"
 LAYOUT = "train.jsonl, validation.jsonl, test.jsonl (any of them) and images beside them"
+OFFICIAL_SPLITS = True
 OPTIONS = frozenset({"licence"})
 
 IMAGE_TOKEN = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def detect(root: Path) -> bool:
+def detect(root: Folder) -> bool:
     """Any of the three files."""
-    return any((root / f"{split}.jsonl").is_file() for split in SPLITS)
+    return any(root.is_file(f"{split}.jsonl") for split in SPLITS)
 
 
-def read(root: Path, options: DataOptions) -> Iterator[Row]:
+def read(root: Folder, options: DataOptions) -> Iterator[Row]:
     """Rows of the files that are there; blank lines are skipped."""
     for split in SPLITS:
-        path = root / f"{split}.jsonl"
-        if not path.is_file():
+        name = f"{split}.jsonl"
+        if not root.is_file(name):
             continue
-        yield from rows_of(lines_of(path, root, split), split, partial(_reference, split=split))
+        yield from rows_of(lines_of(root, name, split), split, partial(_reference, split=split))
 
 
 def _reference(data: Any, line: str, split: Split) -> Reference:

@@ -6,9 +6,9 @@ corpus is restricted, is told by its `subject_id`, and is refused here.
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import Reference, Split
 from pefomed_ray.data.corpora.reading import Row, load_json, numbered, rows_of, text_of
 from pefomed_ray.data.options import DataOptions
@@ -17,19 +17,20 @@ from pefomed_ray.errors import DataError
 NAME = "iu_xray"
 LICENCE: Literal["open", "restricted"] = "open"
 LAYOUT = "annotation.json and images/ (R2Gen)"
+OFFICIAL_SPLITS = True
 OPTIONS: frozenset[str] = frozenset()
 
 KEYS: dict[Split, str] = {"train": "train", "validation": "val", "test": "test"}
 
 
-def detect(root: Path) -> bool:
+def detect(root: Folder) -> bool:
     """annotation.json beside images/."""
-    return (root / "annotation.json").is_file() and (root / "images").is_dir()
+    return root.is_file("annotation.json") and root.is_dir("images")
 
 
-def read(root: Path, options: DataOptions) -> Iterator[Row]:
+def read(root: Folder, options: DataOptions) -> Iterator[Row]:
     """Rows of the splits that annotation.json names. Raises DataError where it is MIMIC-CXR's."""
-    annotation = load_json(root / "annotation.json")
+    annotation = load_json(root, "annotation.json")
     if not isinstance(annotation, dict):
         raise DataError("'annotation.json' should map train, val and test to lists of rows")
     for split, key in KEYS.items():

@@ -1,16 +1,25 @@
 """What corpus readers share: the interface, and reading files whose rows may be dirty."""
 
+import csv
+import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pyarrow.parquet as pq
+
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import Reason, RowError
 from pefomed_ray.errors import DataError
+
+TEXT_READERS = 8
+TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,18 @@ class Reader(Protocol):
         """What the folder looks like, in one line, for error messages."""
 
     @property
+    def OFFICIAL_SPLITS(self) -> bool:  # noqa: N802
+        """Whether the publisher says which rows are for testing. Where not, all rows come as `train`, and test and
+        validation are taken from them by group; a validation split that alone is missing is taken from `train`."""
+
+    @property
     def OPTIONS(self) -> frozenset[str]:  # noqa: N802
         """Names of the DataOptions that mean something to this corpus alone."""
 
-    def detect(self, root: Path) -> bool:
+    def detect(self, root: Folder) -> bool:
         """Whether `root` has this layout; looks at names only, or at the schema of one file."""
 
-    def read(self, root: Path, options: DataOptions) -> Iterator[Row]:
+    def read(self, root: Folder, options: DataOptions) -> Iterator[Row]:
         """Every row in the publisher's order. Raises DataError where a whole file cannot be read."""
 
 
@@ -58,17 +72,26 @@ def decode(data: bytes) -> str:
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
 
 
-def load_json(path: Path) -> Any:
+def read_file(root: Folder, name: str) -> bytes:
+    """The content of a whole file of the corpus; one named `.gz` is unpacked. Raises DataError."""
+    try:
+        data = root.read_bytes(name)
+        return gzip.decompress(data) if name.endswith(".gz") else data
+    except FileNotFoundError:
+        raise DataError(f"{root.url_of(name)!r} does not exist; the corpus is not complete, fetch it again") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{root.url_of(name)!r} cannot be read ({type(error).__name__}); fetch it again") from None
+
+
+def load_json(root: Folder, name: str) -> Any:
     """The parsed file. Raises DataError naming the file and the position, never the content."""
     try:
-        return json.loads(decode(path.read_bytes()))
+        return json.loads(decode(read_file(root, name)))
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno} column {error.colno}"
     except RecursionError:
         where = "nested too deeply"
-    except OSError as error:
-        where = str(error.strerror)
-    raise DataError(f"{path.name!r} cannot be read as JSON ({where}); fetch it again")
+    raise DataError(f"{name!r} cannot be read as JSON ({where}); fetch it again")
 
 
 def numbered(rows: Any, name: str, split: str) -> list[tuple[str, Any]]:
@@ -84,18 +107,70 @@ def numbered(rows: Any, name: str, split: str) -> list[tuple[str, Any]]:
     return [(f"{name}[{index}]", row) for index, row in enumerate(rows)]
 
 
-def lines_of(path: Path, root: Path, split: str) -> list[tuple[str, bytes]]:
+def lines_of(root: Folder, name: str, split: str) -> list[tuple[str, bytes]]:
     """The lines that are not blank, each with its place: `[("train.jsonl:1", b"..."), ...]`.
 
     Raises DataError where there are none, for the reason given at `numbered`.
     """
-    name = path.relative_to(root).as_posix()
     lines = [
-        (f"{name}:{number}", line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()
+        (f"{name}:{number}", line) for number, line in enumerate(read_file(root, name).split(b"\n"), 1) if line.strip()
     ]
     if not lines:
         raise DataError(f"split {split!r} is empty: {name!r} holds no rows; fetch it again, or remove it if meant so")
     return lines
+
+
+def table_of(root: Folder, name: str, columns: Sequence[str], delimiter: str = ",") -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with a header, each with its place: `[("reports.csv:2", {"uid": "1", ...}), ...]`.
+
+    The place is the line on which a row ends: quoted fields may hold line ends. A short row lacks keys. Raises
+    DataError where one of `columns` is not in the header, or there are no rows.
+    """
+    reader = csv.DictReader(decode(read_file(root, name)).splitlines(keepends=True), delimiter=delimiter)
+    missing = sorted(set(columns) - set(reader.fieldnames or ()))
+    if missing:
+        seen = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+        raise DataError(f"{name!r} has no column {', '.join(missing)}; its header has {seen}")
+    try:
+        rows = [(f"{name}:{reader.line_num}", {key: row[key] for key in row if row[key] is not None}) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{name!r} cannot be read as CSV ({error} at line {reader.line_num}); fetch it again") from None
+    if not rows:
+        raise DataError(f"{name!r} holds no rows; fetch it again, or remove it if meant so")
+    return rows
+
+
+def parquet_rows(root: Folder, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, some columns of them, a few in memory at a time. Raises DataError."""
+    try:
+        with root.open(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=list(columns)):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name!r} cannot be read as Parquet ({type(error).__name__}); fetch it again") from None
+
+
+def parquet_columns(root: Folder, name: str) -> set[str]:
+    """Names of a Parquet file's columns; none where it cannot be read as one."""
+    try:
+        with root.open(name) as file:
+            return set(pq.read_schema(file).names)
+    except (OSError, ValueError):
+        return set()
+
+
+def read_texts(root: Folder, names: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Many small files, in order, several at a time; None for one that is not there."""
+
+    def read(name: str) -> tuple[str, bytes | None]:
+        try:
+            return name, root.read_bytes(name)
+        except FileNotFoundError:
+            return name, None
+
+    with ThreadPoolExecutor(TEXT_READERS) as pool:
+        for start in range(0, len(names), TEXTS_AT_ONCE):
+            yield from pool.map(read, names[start : start + TEXTS_AT_ONCE])
 
 
 def rows_of(items: Iterable[tuple[str, Any]], split: Split, make: Callable[[Any, str], Reference]) -> Iterator[Row]:

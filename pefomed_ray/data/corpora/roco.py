@@ -7,9 +7,9 @@ Only the `radiology` half of each split is read, not `non-radiology` (charts, ph
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import SPLITS, Reference, Split
 from pefomed_ray.data.corpora.reading import Row, decode, lines_of, rows_of
 from pefomed_ray.data.options import DataOptions
@@ -17,25 +17,26 @@ from pefomed_ray.data.options import DataOptions
 NAME = "roco"
 LICENCE: Literal["open", "restricted"] = "open"
 LAYOUT = "data/{train,validation,test}/radiology/ with captions.txt and images/"
+OFFICIAL_SPLITS = True
 OPTIONS: frozenset[str] = frozenset()
 
 
-def detect(root: Path) -> bool:
+def detect(root: Folder) -> bool:
     """A captions.txt in the place of any split."""
-    return any(_captions(root, split).is_file() for split in SPLITS)
+    return any(root.is_file(_captions(split)) for split in SPLITS)
 
 
-def read(root: Path, options: DataOptions) -> Iterator[Row]:
+def read(root: Folder, options: DataOptions) -> Iterator[Row]:
     """Rows of the splits that are there; a line is `ROCO_00001<TAB><SPACE>caption`."""
     for split in SPLITS:
-        path = _captions(root, split)
-        if not path.is_file():
+        name = _captions(split)
+        if not root.is_file(name):
             continue
-        yield from rows_of(lines_of(path, root, split), split, partial(_reference, split=split))
+        yield from rows_of(lines_of(root, name, split), split, partial(_reference, split=split))
 
 
-def _captions(root: Path, split: str) -> Path:
-    return root / "data" / split / "radiology" / "captions.txt"
+def _captions(split: str) -> str:
+    return f"data/{split}/radiology/captions.txt"
 
 
 def _reference(item: Any, line: str, split: Split) -> Reference:

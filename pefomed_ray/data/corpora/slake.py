@@ -7,9 +7,9 @@ across languages 298 of 642 do. Choose one with `language=en` for numbers that c
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import Reference, Split
 from pefomed_ray.data.corpora.reading import Row, answer_type_of, load_json, numbered, rows_of, text_of
 from pefomed_ray.data.options import DataOptions
@@ -18,6 +18,7 @@ from pefomed_ray.errors import ConfigError, DataError
 NAME = "slake"
 LICENCE: Literal["open", "restricted"] = "open"
 LAYOUT = "train.json, validate.json (Hugging Face: validation.json), test.json, imgs/"
+OFFICIAL_SPLITS = True
 OPTIONS = frozenset({"language"})
 
 LANGUAGES = ("en", "zh")
@@ -28,22 +29,22 @@ FILES: dict[Split, tuple[str, ...]] = {
 }
 
 
-def detect(root: Path) -> bool:
+def detect(root: Folder) -> bool:
     """All three JSON files, and the images or the archive that holds them."""
-    found = all(any((root / name).is_file() for name in names) for names in FILES.values())
-    return found and ((root / "imgs").is_dir() or (root / "imgs.zip").is_file())
+    found = all(any(root.is_file(name) for name in names) for names in FILES.values())
+    return found and (root.is_dir("imgs") or root.is_file("imgs.zip"))
 
 
-def read(root: Path, options: DataOptions) -> Iterator[Row]:
+def read(root: Folder, options: DataOptions) -> Iterator[Row]:
     """Rows of the three files. Raises ConfigError for another language, DataError where imgs.zip is still packed."""
     language = options.language
     if language not in (None, *LANGUAGES):
         raise ConfigError(f"language is {language!r}; SLAKE has {' and '.join(map(repr, LANGUAGES))}")
-    if not (root / "imgs").is_dir():
-        raise DataError(f"{str(root / 'imgs')!r} does not exist; unpack imgs.zip in {str(root)!r} first")
+    if not root.is_dir("imgs"):
+        raise DataError(f"{root.url_of('imgs')!r} does not exist; unpack imgs.zip in {str(root)!r} first")
     for split, names in FILES.items():
-        name = next(name for name in names if (root / name).is_file())
-        items = numbered(load_json(root / name), name, split)
+        name = next(name for name in names if root.is_file(name))
+        items = numbered(load_json(root, name), name, split)
         wanted = [(line, item) for line, item in items if language is None or _is_in(item, language)]
         yield from rows_of(wanted, split, partial(_reference, split=split))
 

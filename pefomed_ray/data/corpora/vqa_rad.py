@@ -11,14 +11,21 @@ There is no validation split, and every test image stands in train too: the publ
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import Reference, Split
 from pefomed_ray.artifacts.storage import sha256_bytes
-from pefomed_ray.data.corpora.reading import Row, answer_type_of, load_json, numbered, rows_of, text_of
+from pefomed_ray.data.corpora.reading import (
+    Row,
+    answer_type_of,
+    load_json,
+    numbered,
+    parquet_columns,
+    parquet_rows,
+    rows_of,
+    text_of,
+)
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.errors import DataError
 
@@ -28,6 +35,7 @@ LAYOUT = (
     "'VQA_RAD Dataset Public.json' and 'VQA_RAD Image Folder/'; or trainset.json, testset.json and images/; "
     "or Hugging Face's data/{train,test}-*.parquet with columns image, question, answer"
 )
+OFFICIAL_SPLITS = True
 OPTIONS: frozenset[str] = frozenset()
 
 OSF_FILE = "VQA_RAD Dataset Public.json"
@@ -36,12 +44,12 @@ MEVF_FILES: dict[Split, str] = {"train": "trainset.json", "test": "testset.json"
 META_KEYS = ("image_organ", "phrase_type", "question_relation", "evaluation", "qid_linked_id")
 
 
-def detect(root: Path) -> bool:
+def detect(root: Folder) -> bool:
     """Any of the three layouts."""
     return bool(_layouts(root))
 
 
-def read(root: Path, options: DataOptions) -> Iterator[Row]:
+def read(root: Folder, options: DataOptions) -> Iterator[Row]:
     """Rows of whichever layout is there. Raises DataError where there is more than one."""
     layouts = _layouts(root)
     if len(layouts) != 1:
@@ -55,45 +63,42 @@ def read(root: Path, options: DataOptions) -> Iterator[Row]:
             yield from _read_parquet(root, split)
 
 
-def _layouts(root: Path) -> list[str]:
+def _layouts(root: Folder) -> list[str]:
     found = {
-        "OSF": (root / OSF_FILE).is_file(),
-        "MEVF": all((root / name).is_file() for name in MEVF_FILES.values()),
+        "OSF": root.is_file(OSF_FILE),
+        "MEVF": all(root.is_file(name) for name in MEVF_FILES.values()),
         "Hugging Face": _is_hugging_face(root),
     }
     return [name for name, there in found.items() if there]
 
 
-def _is_hugging_face(root: Path) -> bool:
+def _is_hugging_face(root: Folder) -> bool:
     # PathVQA's Parquet files have the same columns, but a validation split beside train and test.
-    files = {split: sorted(root.glob(f"data/{split}-*.parquet")) for split in ("train", "validation", "test")}
+    files = {split: root.matching("data", f"{split}-*.parquet") for split in ("train", "validation", "test")}
     if not files["train"] or not files["test"] or files["validation"]:
         return False
-    try:
-        return set(pq.read_schema(files["train"][0]).names) == {"image", "question", "answer"}
-    except (OSError, ValueError):
-        return False
+    return parquet_columns(root, files["train"][0]) == {"image", "question", "answer"}
 
 
-def _read_osf(root: Path) -> Iterator[Row]:
+def _read_osf(root: Folder) -> Iterator[Row]:
     folder = _image_folder(root)
     by_split: dict[Split, list[tuple[str, Any]]] = {"train": [], "test": []}
-    for line, item in numbered(load_json(root / OSF_FILE), OSF_FILE, "train"):
+    for line, item in numbered(load_json(root, OSF_FILE), OSF_FILE, "train"):
         phrase_type = item.get("phrase_type") if isinstance(item, dict) else None
         by_split["test" if str(phrase_type).startswith("test") else "train"].append((line, item))
     for split, items in by_split.items():
         yield from rows_of(items, split, partial(_reference, split=split, folder=folder))
 
 
-def _read_mevf(root: Path) -> Iterator[Row]:
+def _read_mevf(root: Folder) -> Iterator[Row]:
     folder = _image_folder(root)
     for split, name in MEVF_FILES.items():
-        items = numbered(load_json(root / name), name, split)
+        items = numbered(load_json(root, name), name, split)
         yield from rows_of(items, split, partial(_reference, split=split, folder=folder))
 
 
-def _image_folder(root: Path) -> str:
-    return next((name for name in IMAGE_FOLDERS if (root / name).is_dir()), IMAGE_FOLDERS[0])
+def _image_folder(root: Folder) -> str:
+    return next((name for name in IMAGE_FOLDERS if root.is_dir(name)), IMAGE_FOLDERS[0])
 
 
 def _reference(item: dict[str, Any], line: str, split: Split, folder: str) -> Reference:
@@ -115,13 +120,12 @@ def _reference(item: dict[str, Any], line: str, split: Split, folder: str) -> Re
     )
 
 
-def _read_parquet(root: Path, split: Split) -> Iterator[Row]:
+def _read_parquet(root: Folder, split: Split) -> Iterator[Row]:
     number = 0
-    for path in sorted(root.glob(f"data/{split}-*.parquet")):
-        name = path.relative_to(root).as_posix()
+    for name in root.matching("data", f"{split}-*.parquet"):
         first_row_of: dict[str, int] = {}
         items = []
-        for row, item in enumerate(_parquet_rows(path)):
+        for row, item in enumerate(parquet_rows(root, name, ("image", "question", "answer"))):
             data = (item.pop("image") or {}).get("bytes")
             if data is not None:
                 # Rows of one image name the same place, so that they stay together in the shards.
@@ -130,14 +134,6 @@ def _read_parquet(root: Path, split: Split) -> Iterator[Row]:
             items.append((f"{name}[{row}]", item | {"number": number}))
             number += 1
         yield from rows_of(items, split, partial(_hugging_face_reference, split=split))
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["image", "question", "answer"]):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name!r} cannot be read as Parquet ({type(error).__name__}); fetch it again") from None
 
 
 def _hugging_face_reference(item: dict[str, Any], line: str, split: Split) -> Reference:
