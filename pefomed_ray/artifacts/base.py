@@ -3,16 +3,19 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
-from pefomed_ray.artifacts.storage import digest_of, local_path, sha256_file
+from pefomed_ray.artifacts.storage import digest_of, local_path, sha256_bytes, sha256_file
 from pefomed_ray.errors import ConfigError
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "model" / "embedded"
 MODEL_TYPE = "pefomed"
 ALL_LINEAR = "all-linear"
-REQUIRED_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
+IMAGE_SPEC_FILE = "preprocessor_config.json"
+REQUIRED_FILES = ("config.json", "tokenizer.json", IMAGE_SPEC_FILE)
 LANGUAGE_MODEL = "language_model."
+VISION_TOWER = "vision_tower."
 
 
 def base_folder(path: str) -> Path:
@@ -48,20 +51,55 @@ def base_digest(folder: Path) -> str:
     return digest_of({path.name: sha256_file(path) for path in files})
 
 
-def linear_layers(folder: Path) -> set[str]:
-    """Last names of the language model's linear layers (`q_proj`, ...), read from the weights' headers.
+def tower_digest(folder: Path) -> str:
+    """Identity of what makes an image's features: the tower's config and tensors, and how many patches are joined.
 
-    Format: 8 bytes little-endian length, then a JSON object of tensor name -> dtype, shape, offsets.
+    Bases that differ in their language model or projector only have the same one.
     """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors = {}
+    for path in weight_files(folder):
+        header, start = _weights_header(path)
+        with open(path, "rb") as file:
+            for name in sorted(name for name in header if name.startswith(VISION_TOWER)):
+                first, last = header[name]["data_offsets"]
+                file.seek(start + first)
+                tensors[name] = [header[name]["dtype"], header[name]["shape"], sha256_bytes(file.read(last - first))]
+    return digest_of([config["vision_config"], config["patches_per_token"], tensors])
+
+
+def image_spec(folder: Path) -> dict[str, Any]:
+    """How the base wants its images, as its file says it."""
+    spec: dict[str, Any] = json.loads((folder / IMAGE_SPEC_FILE).read_text(encoding="utf-8"))
+    return spec
+
+
+def features_shape(folder: Path) -> tuple[int, int]:
+    """Visual tokens of an image, and numbers that the projector reads for one of them."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    vision, joined = config["vision_config"], config["patches_per_token"]
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    return patches // joined, vision["hidden_size"] * joined
+
+
+def linear_layers(folder: Path) -> set[str]:
+    """Last names of the language model's linear layers (`q_proj`, ...), read from the weights' headers."""
     names: set[str] = set()
     for path in weight_files(folder):
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for tensor, info in header.items():
+        for tensor, info in _weights_header(path)[0].items():
             if tensor.startswith(LANGUAGE_MODEL) and ".layers." in tensor and len(info["shape"]) == 2:
                 names.add(tensor.removesuffix(".weight").rsplit(".", 1)[-1])
     return names
+
+
+def _weights_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Tensor name -> dtype, shape, offsets; and where in the file the offsets count from.
+
+    Format: 8 bytes little-endian length, then a JSON object.
+    """
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(length)), 8 + length
 
 
 def check_lora_targets(folder: Path, targets: tuple[str, ...]) -> list[str]:

@@ -67,6 +67,53 @@ class BundleManifest(_Document):
         return digest_of(self.model_dump(mode="json"))
 
 
+class FeaturesKey(_Document):
+    """What cached features depend on; a cache with another key than a run's is stale for that run."""
+
+    tower_digest: str
+    """`artifacts.base.tower_digest` of the base: vision tower and joining of patches, not the language model."""
+    image_spec: dict[str, Any]
+    """The base's `preprocessor_config.json`."""
+    template: str
+    template_digest: str
+
+
+class FeatureFile(_Document):
+    """One safetensors file of a feature cache."""
+
+    path: str
+    images: int
+    bytes: int
+    sha256: str
+
+
+class FeatureCacheManifest(_Document):
+    """`cache.json` of a feature cache: what the frozen tower made of every image of some shards."""
+
+    schema_version: Literal[1] = 1
+    key: FeaturesKey
+    shards_digest: str
+    splits: tuple[str, ...]
+    dtype: Literal["float16", "bfloat16"]
+    shape: tuple[int, int]
+    """Of one image's features: visual tokens, and numbers the projector reads for one."""
+    images: int
+    """Distinct ones, by sha256 of their encoded bytes."""
+    index_sha256: str
+    files: tuple[FeatureFile, ...]
+    made_by: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Of all feature files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the features: the digest of the index's and every file's digest."""
+        return digest_of([self.index_sha256, *(file.sha256 for file in self.files)])
+
+
 def save_document(document: _Document, path: Path) -> None:
     """Write a manifest atomically."""
     write_json(path, document.model_dump(mode="json"))
@@ -83,6 +130,12 @@ def load_shard_manifest(directory: Path) -> ShardManifest:
 def load_bundle_manifest(directory: Path) -> BundleManifest:
     """Read `directory/bundle.json`. Raises DataError where it is missing or malformed."""
     return _load(BundleManifest, directory / "bundle.json", "an adapter bundle; `pefomed-ray train` writes one")
+
+
+def load_feature_cache_manifest(directory: Path) -> FeatureCacheManifest:
+    """Read `directory/cache.json`. Raises DataError where it is missing or malformed."""
+    what = "a feature cache; make it with `pefomed-ray data cache`"
+    return _load(FeatureCacheManifest, directory / "cache.json", what)
 
 
 def verify_bundle(directory: Path) -> BundleManifest:

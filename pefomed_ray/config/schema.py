@@ -77,6 +77,8 @@ class DataConfig(Section):
 
     shards: str
     """Folder written by `pefomed-ray data prepare`."""
+    feature_cache: str | None = None
+    """Folder written by `pefomed-ray data cache`: images come as the tower's stored features, the tower never runs."""
     max_answer_tokens: PositiveInt = 256
     """Longer answers are cut, without an end token; how many is reported. IU-Xray's 95th percentile is 58 words."""
 

@@ -8,7 +8,6 @@ import torch
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.model.base import Base
 from pefomed_ray.rendering.batches import Rendered, generation_batch
-from pefomed_ray.rendering.images import normalise
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Generator:
         batch = generation_batch(rows, self.renderer.pad_token_id).to(self.device)
         ids_BT = self.model.generate(
             input_ids=batch.ids_BT,
-            pixel_values=normalise(batch.pixels_NCHW, self.renderer.image_spec),
+            **batch.images(self.renderer.image_spec),
             attention_mask=batch.mask_BT,
             max_new_tokens=max_new_tokens,
             do_sample=False,

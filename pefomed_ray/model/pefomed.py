@@ -169,10 +169,20 @@ class PefomedForConditionalGeneration(PreTrainedModel):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        patch_features: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """New tokens only, [B, at most max_new_tokens]; prompts padded on the left; keywords are transformers' own."""
-        embeds = self.embed(input_ids, None if pixel_values is None else self.patch_features(pixel_values))
+        """New tokens only, [B, at most max_new_tokens]; prompts padded on the left; keywords are transformers' own.
+
+        `patch_features` stand in for `pixel_values`, as in `forward`.
+        """
+        if pixel_values is not None:
+            patch_features = self.patch_features(pixel_values)
+        embeds = self.embed(input_ids, patch_features)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from pefomed_ray.rendering.batches import Rendered, generation_batch
-from pefomed_ray.rendering.images import image_pixels, normalise
+from pefomed_ray.rendering.images import image_pixels
 from pefomed_ray.rendering.renderer import Renderer
 
 
@@ -33,7 +33,7 @@ class PefomedProcessor:
             {
                 "input_ids": batch.ids_BT,
                 "attention_mask": batch.mask_BT,
-                "pixel_values": normalise(batch.pixels_NCHW, self.renderer.image_spec),
+                **batch.images(self.renderer.image_spec),
             }
         )
 

@@ -1,13 +1,20 @@
 """Rendered rows to padded batches.
 
-Letters: B batch, T tokens, N images of the whole batch, C channels, H and W pixels.
+An image comes as pixels, or as the features that the frozen tower once made of it (`patch_features` of the model); all
+images of a batch come in one of the two ways.
+
+Letters: B batch, T tokens, N images of the whole batch, C channels, H and W pixels, V visual tokens an image,
+W (of features) numbers the projector reads for one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pefomed_ray.rendering.images import ImageSpec, normalise
 
 IGNORED_LABEL = -100
 """Cross entropy's own default for positions that do not count."""
@@ -20,23 +27,33 @@ class Batch:
     ids_BT: Tensor
     mask_BT: Tensor
     labels_BT: Tensor
-    pixels_NCHW: Tensor
+    pixels_NCHW: Tensor | None = None
     """uint8; images of all rows, in order."""
+    features_NVW: Tensor | None = None
+    """Cached features in place of pixels."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        return Batch(*(getattr(self, field).to(device, non_blocking=True) for field in self.__dataclass_fields__))
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+    def images(self, spec: ImageSpec) -> dict[str, Any]:
+        """The images as the model's keyword argument: features where there are any, else normalised pixels."""
+        if self.features_NVW is not None:
+            return {"patch_features": self.features_NVW}
+        return {"pixel_values": normalise(self.pixels_NCHW, spec)}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One rendered row: prompt ids, answer ids (empty for generation) and pixels."""
+    """One rendered row: prompt ids, answer ids (empty for generation) and its images, in one of the two ways."""
 
     prompt: list[int]
     answer: list[int]
-    pixels_NCHW: Tensor
+    pixels_NCHW: Tensor | None = None
     weight: int = 1
     """0 for a row that only fills the batch up: its answer is masked from the loss."""
+    features_NVW: Tensor | None = None
 
 
 def training_batch(rows: Sequence[Rendered], pad_token_id: int) -> Batch:
@@ -46,8 +63,7 @@ def training_batch(rows: Sequence[Rendered], pad_token_id: int) -> Batch:
 
 def generation_batch(rows: Sequence[Rendered], pad_token_id: int) -> Batch:
     """Prompts alone, padded on the left so that every row continues at the same column."""
-    prompts = [Rendered(row.prompt, [], row.pixels_NCHW) for row in rows]
-    return _pad(prompts, pad_token_id, left=True)
+    return _pad([replace(row, answer=[]) for row in rows], pad_token_id, left=True)
 
 
 def _pad(rows: Sequence[Rendered], pad_token_id: int, *, left: bool) -> Batch:
@@ -62,4 +78,12 @@ def _pad(rows: Sequence[Rendered], pad_token_id: int, *, left: bool) -> Batch:
         mask_BT[i, start : start + length] = 1
         if row.weight:
             labels_BT[i, start + len(row.prompt) : start + length] = torch.tensor(row.answer, dtype=torch.long)
-    return Batch(ids_BT, mask_BT, labels_BT, torch.cat([row.pixels_NCHW for row in rows]))
+    pixels = [row.pixels_NCHW for row in rows if row.pixels_NCHW is not None]
+    features = [row.features_NVW for row in rows if row.features_NVW is not None]
+    return Batch(
+        ids_BT,
+        mask_BT,
+        labels_BT,
+        pixels_NCHW=torch.cat(pixels) if pixels else None,
+        features_NVW=torch.cat(features) if features else None,
+    )

@@ -8,7 +8,7 @@ import torch
 from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.model.base import Base
 from pefomed_ray.rendering.batches import Batch
-from pefomed_ray.training.feed import execution_options, micro_batches
+from pefomed_ray.training.feed import execution_options, features_of, micro_batches
 from pefomed_ray.training.loop import Report, run
 from pefomed_ray.training.order import TrainingOrder
 from pefomed_ray.training.ranks import Ranks
@@ -23,6 +23,6 @@ def train_alone(config: TrainConfig, output: Path, report: Report) -> None:
     def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
         rendered = dataset(config)
         rendered.context.execution_options = execution_options()
-        return micro_batches(rendered.iterator(), order, base.renderer)
+        return micro_batches(rendered.iterator(), order, base.renderer, features_of(config))
 
     run(config, output, stream, Ranks(device=torch.device("cuda" if config.resources.use_gpu else "cpu")), report)

@@ -3,6 +3,9 @@
 The order is fixed beforehand (`order`), so the stream is one pass for the whole run: nothing restarts between epochs.
 With `preserve_order`, Ray's splitter hands each next block to the rank that has had the fewest rows; blocks of equal
 size therefore go round robin, which is the order they were planned in.
+
+With a feature cache the rows name their images and each rank reads the features itself: they are larger than pixels
+(2.9 MB an image at the paper's sizes), and mapped into memory they need no copy through Ray's object store.
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,11 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
+from torch import Tensor
 
+from pefomed_ray.artifacts.storage import local_path
+from pefomed_ray.config import TrainConfig
+from pefomed_ray.data.feature_cache import FeatureCache, open_cache
 from pefomed_ray.data.plan import read_rows
 from pefomed_ray.rendering.batches import Batch, Rendered, training_batch
 from pefomed_ray.rendering.renderer import Renderer
@@ -27,6 +34,10 @@ DATA_WORKER_CPUS = 0.5
 PREFETCHED_MICRO_BATCHES = 4
 PIXEL_CACHE_BYTES = 256 << 20
 """Rendered pixels a data worker keeps."""
+TEXT_FIELDS = [("prompt", pa.list_(pa.int32())), ("answer", pa.list_(pa.int32())), ("weight", pa.int8())]
+PIXEL_ROWS = pa.schema([*TEXT_FIELDS, ("pixels", pa.binary())])
+FEATURE_ROWS = pa.schema([*TEXT_FIELDS, ("image_sha256", pa.list_(pa.string()))])
+"""What a data worker sends to the ranks, without and with a feature cache."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +47,46 @@ class RenderSettings:
     base: str
     template: str
     max_answer_tokens: int
+    cached_features: bool = False
+    """Name the images by sha256 in place of decoding them."""
 
     def open(self) -> Renderer:
         """The renderer."""
         return Renderer.open(Path(self.base), template_named(self.template))
 
 
+def features_of(config: TrainConfig) -> FeatureCache | None:
+    """The run's feature cache, if it uses one."""
+    return open_cache(local_path(config.data.feature_cache)) if config.data.feature_cache else None
+
+
 class RecordRenderer:
     """Renders records, keeping the pixels of recent images: a VQA corpus asks a dozen questions about each."""
 
-    def __init__(self, renderer: Renderer, max_answer_tokens: int) -> None:
+    def __init__(self, renderer: Renderer, max_answer_tokens: int, features: FeatureCache | None = None) -> None:
         self.renderer = renderer
         self.max_answer_tokens = max_answer_tokens
+        self.features = features
         image_bytes = 3 * renderer.image_spec.size_px**2
         self._pixels = lru_cache(maxsize=max(PIXEL_CACHE_BYTES // image_bytes, 1))(renderer.pixels)
 
     def render(self, record: dict[str, Any]) -> Rendered:
-        """A record (RECORD_SCHEMA) as prompt, answer and pixels."""
-        images = tuple(image["bytes"] for image in record["images"])
-        return Rendered(
-            prompt=self.renderer.prompt_ids(record["task"], record["question"], len(images)),
-            answer=self.renderer.answer_ids(record["answer"], self.max_answer_tokens),
-            pixels_NCHW=self._pixels(images),
+        """A record (RECORD_SCHEMA) as prompt, answer and images: cached features if there is a cache, else pixels."""
+        prompt, answer = self.texts(record)
+        if self.features is not None:
+            return Rendered(prompt, answer, features_NVW=self.features.features(record["image_sha256"]))
+        return Rendered(prompt, answer, self.pixels(record))
+
+    def texts(self, record: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """Ids of prompt and answer."""
+        return (
+            self.renderer.prompt_ids(record["task"], record["question"], len(record["images"])),
+            self.renderer.answer_ids(record["answer"], self.max_answer_tokens),
         )
+
+    def pixels(self, record: dict[str, Any]) -> Tensor:
+        """uint8 [N, C, H, W] of a record's images."""
+        return self._pixels(tuple(image["bytes"] for image in record["images"]))
 
 
 class RenderBlocks:
@@ -68,25 +96,26 @@ class RenderBlocks:
         torch.set_num_threads(1)
         self.order = order
         self.renderer = RecordRenderer(settings.open(), settings.max_answer_tokens)
+        self.cached_features = settings.cached_features
 
     def __call__(self, blocks: dict[str, np.ndarray]) -> pa.Table:
         """One table of `micro_batch_size` x n rows for the one block number given."""
         rows = self.order.block_rows(int(blocks["item"][0]))
         real = rows[rows != PADDING]
         records = read_rows(self.order.index, real if len(real) else np.zeros(1, dtype=np.int64))
-        rendered = [self.renderer.render(record) for record in records]
+        rendered = [self._row(record) for record in records]
         # A padding row is a copy of the first one with weight 0: real shapes, no effect on the loss. It may stand in
         # the middle: a block can hold the end of one epoch and the beginning of the next.
         following = iter(rendered)
-        padded = [rendered[0] if row == PADDING else next(following) for row in rows]
-        return pa.table(
-            {
-                "prompt": pa.array([row.prompt for row in padded], pa.list_(pa.int32())),
-                "answer": pa.array([row.answer for row in padded], pa.list_(pa.int32())),
-                "pixels": pa.array([row.pixels_NCHW.numpy().tobytes() for row in padded], pa.binary()),
-                "weight": pa.array((rows != PADDING).astype(np.int8)),
-            }
-        )
+        padded = [rendered[0] | {"weight": 0} if row == PADDING else next(following) | {"weight": 1} for row in rows]
+        return pa.Table.from_pylist(padded, FEATURE_ROWS if self.cached_features else PIXEL_ROWS)
+
+    def _row(self, record: dict[str, Any]) -> dict[str, Any]:
+        prompt, answer = self.renderer.texts(record)
+        row = {"prompt": prompt, "answer": answer}
+        if self.cached_features:
+            return row | {"image_sha256": record["image_sha256"]}
+        return row | {"pixels": self.renderer.pixels(record).numpy().tobytes()}
 
 
 def training_dataset(order: TrainingOrder, settings: RenderSettings, data_workers: int) -> ray.data.Dataset:
@@ -106,19 +135,21 @@ def execution_options() -> ray.data.ExecutionOptions:
     return ray.data.ExecutionOptions(preserve_order=True)
 
 
-def micro_batches(iterator: ray.data.DataIterator, order: TrainingOrder, renderer: Renderer) -> Iterator[Batch]:
-    """A rank's micro-batches, rendered rows padded to a batch."""
-    size_px = renderer.image_spec.size_px
+def micro_batches(
+    iterator: ray.data.DataIterator, order: TrainingOrder, renderer: Renderer, features: FeatureCache | None
+) -> Iterator[Batch]:
+    """A rank's micro-batches, rendered rows padded to a batch. Raises DataError where the cache lacks an image."""
     for table in iterator.iter_batches(
         batch_size=order.micro_batch_size, batch_format="pyarrow", prefetch_batches=PREFETCHED_MICRO_BATCHES
     ):
-        rows = [
-            Rendered(
-                prompt=row["prompt"],
-                answer=row["answer"],
-                pixels_NCHW=torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8).view(-1, 3, size_px, size_px),
-                weight=row["weight"],
-            )
-            for row in table.to_pylist()
-        ]
+        rows = [_rendered(row, renderer.image_spec.size_px, features) for row in table.to_pylist()]
         yield training_batch(rows, renderer.pad_token_id)
+
+
+def _rendered(row: dict[str, Any], size_px: int, features: FeatureCache | None) -> Rendered:
+    """A row that a data worker sent."""
+    if features is not None:
+        features_NVW = features.features(row["image_sha256"])
+        return Rendered(row["prompt"], row["answer"], weight=row["weight"], features_NVW=features_NVW)
+    pixels_NCHW = torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8).view(-1, 3, size_px, size_px)
+    return Rendered(row["prompt"], row["answer"], pixels_NCHW, row["weight"])

@@ -19,7 +19,9 @@ from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_bundle, save_bundle
 from pefomed_ray.model.lora import attach_lora, parameter_counts
 from pefomed_ray.rendering.batches import Batch
+from pefomed_ray.training.feed import features_of
 from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.preflight import check_features
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
 from pefomed_ray.training.validation import ValidationSet
@@ -67,10 +69,13 @@ def run(
     gradient is not finite, and DataError for shards that are not what their manifest says.
     """
     base = prepare_model(config)
+    check_features(config, base.path)
     shards = local_path(config.data.shards)
     order = TrainingOrder.of(open_index(shards, "train"), config)
     validation = ValidationSet.load(open_index(shards, "validation"), config, base.renderer, ranks)
     counts = parameter_counts(base.model)
+    if config.data.feature_cache is not None:
+        del base.model.vision_tower  # it would only take memory
     ranks.shard(base.model)
     optimizer = build_optimizer(base.model, config.optimizer)
     torch.manual_seed(config.seed + ranks.rank)
@@ -142,6 +147,7 @@ def _epoch_row(order: TrainingOrder, steps: list[Step], timing: dict[str, float]
 def _save(output: Path, base: Base, config: TrainConfig, trained: dict[str, Any], progress: Progress) -> None:
     manifest = load_shard_manifest(local_path(config.data.shards))
     row = progress.epochs[-1]
+    features = features_of(config)
     lineage = {
         "shards": manifest.digest,
         "source": manifest.source,
@@ -150,6 +156,7 @@ def _save(output: Path, base: Base, config: TrainConfig, trained: dict[str, Any]
         "template": base.renderer.template.digest,
         "epoch": len(progress.epochs),
         "init_from": config.init_from,
+        "feature_cache": features.manifest.digest if features else None,
         "code_version": __version__,
     }
     n = int(row["n"])

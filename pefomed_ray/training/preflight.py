@@ -6,8 +6,12 @@ from pefomed_ray.artifacts.base import base_folder, check_lora_targets
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, load_shard_manifest
 from pefomed_ray.artifacts.storage import check_output_is_free, local_path
 from pefomed_ray.config import TrainConfig
+from pefomed_ray.data.feature_cache import check_cache
 from pefomed_ray.errors import ConfigError, DataError
+from pefomed_ray.rendering.key import features_key
 from pefomed_ray.rendering.templates import template_named
+
+SPLITS_USED = ("train", "validation")
 
 
 def output_dir(config: TrainConfig) -> Path:
@@ -16,17 +20,27 @@ def output_dir(config: TrainConfig) -> Path:
 
 
 def check_run(config: TrainConfig) -> None:
-    """Raise ConfigError for a missing base, template, target module or taken output, DataError for shards that are
-    not there or hold no training or validation rows."""
+    """Raise ConfigError for a missing base, template, target module, taken output or a stale feature cache, DataError
+    for shards that are not there or hold no training or validation rows and for a cache that lacks some image."""
     template_named(config.template)
-    check_lora_targets(base_folder(config.base.path), config.lora.target_modules)
+    base = base_folder(config.base.path)
+    check_lora_targets(base, config.lora.target_modules)
     shards = local_path(config.data.shards)
     if not shards.is_dir():
         raise ConfigError(f"data.shards: {str(shards)!r} does not exist; make it with `pefomed-ray data prepare`")
     rows = load_shard_manifest(shards).rows
-    for split in ("train", "validation"):
+    for split in SPLITS_USED:
         if not rows.get(split):
             raise DataError(f"shards {str(shards)!r} hold no rows for split {split!r}; training needs both")
     if config.init_from is not None:
         load_bundle_manifest(local_path(config.init_from))
     check_output_is_free(output_dir(config))
+    check_features(config, base)
+
+
+def check_features(config: TrainConfig, base: Path) -> None:
+    """Raise ConfigError or DataError where the run's feature cache does not fit the base in this folder, the template
+    or the shards; nothing without a cache."""
+    if config.data.feature_cache is not None:
+        folder, shards = local_path(config.data.feature_cache), local_path(config.data.shards)
+        check_cache(folder, features_key(base, config.template), shards, SPLITS_USED)

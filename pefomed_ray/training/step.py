@@ -15,7 +15,7 @@ from torch import nn
 from pefomed_ray.config.schema import OptimizerConfig
 from pefomed_ray.errors import DivergedError
 from pefomed_ray.rendering.batches import IGNORED_LABEL, Batch
-from pefomed_ray.rendering.images import ImageSpec, normalise
+from pefomed_ray.rendering.images import ImageSpec
 
 SumOverRanks = Callable[[float], float]
 
@@ -124,7 +124,7 @@ def model_inputs(batch: Batch, image_spec: ImageSpec) -> dict[str, Any]:
         "input_ids": batch.ids_BT,
         "attention_mask": batch.mask_BT,
         "labels": batch.labels_BT,
-        "pixel_values": normalise(batch.pixels_NCHW, image_spec),
+        **batch.images(image_spec),
     }
 
 

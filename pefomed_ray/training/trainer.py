@@ -87,7 +87,12 @@ def publish(output: Path) -> TrainResult:
 
 def render_settings(config: TrainConfig) -> RenderSettings:
     """What this run's data workers need."""
-    return RenderSettings(str(base_folder(config.base.path)), config.template, config.data.max_answer_tokens)
+    return RenderSettings(
+        base=str(base_folder(config.base.path)),
+        template=config.template,
+        max_answer_tokens=config.data.max_answer_tokens,
+        cached_features=config.data.feature_cache is not None,
+    )
 
 
 def dataset(config: TrainConfig) -> ray.data.Dataset:

@@ -1,6 +1,6 @@
 """The number a search looks at: generated answers against references, on a fixed part of the validation split."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from pefomed_ray.metrics.text import rouge_l
 from pefomed_ray.metrics.vqa import exact_match
 from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
 from pefomed_ray.rendering.batches import Rendered, generation_batch, training_batch
-from pefomed_ray.rendering.images import normalise
 from pefomed_ray.rendering.renderer import Renderer
-from pefomed_ray.training.feed import RecordRenderer
+from pefomed_ray.training.feed import RecordRenderer, features_of
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import mean_loss
 
@@ -36,7 +35,7 @@ class ValidationSet:
         each = -(-count // ranks.world_size)
         numbers = np.arange(ranks.rank * each, (ranks.rank + 1) * each)
         records = read_rows(index, np.minimum(numbers, count - 1))
-        render = RecordRenderer(renderer, config.data.max_answer_tokens).render
+        render = RecordRenderer(renderer, config.data.max_answer_tokens, features_of(config)).render
         rows = [render(record) for record in records]
         references = [r["answer"] if n < count else None for r, n in zip(records, numbers, strict=True)]
         return cls(rows, references, config.validation.batch_size, config.validation.max_new_tokens)
@@ -66,7 +65,7 @@ class ValidationSet:
         batch = generation_batch(rows, renderer.pad_token_id).to(ranks.device)
         ids_BT: torch.Tensor = model.generate(
             input_ids=batch.ids_BT,
-            pixel_values=normalise(batch.pixels_NCHW, renderer.image_spec),
+            **batch.images(renderer.image_spec),
             attention_mask=batch.mask_BT,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
@@ -81,7 +80,4 @@ def _until(ids: list[int], end: int) -> list[int]:
 
 
 def _masked(rows: list[Rendered], references: list[str | None]) -> list[Rendered]:
-    return [
-        Rendered(row.prompt, row.answer, row.pixels_NCHW, weight=int(reference is not None))
-        for row, reference in zip(rows, references, strict=True)
-    ]
+    return [replace(row, weight=int(reference is not None)) for row, reference in zip(rows, references, strict=True)]
