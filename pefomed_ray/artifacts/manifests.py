@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pefomed_ray.artifacts.folders import Folder, open_folder
 from pefomed_ray.artifacts.storage import digest_of, sha256_file, write_json
 from pefomed_ray.errors import DataError
 
@@ -119,12 +120,18 @@ def save_document(document: _Document, path: Path) -> None:
     write_json(path, document.model_dump(mode="json"))
 
 
-def load_shard_manifest(directory: Path) -> ShardManifest:
-    """Read `directory/manifest.json`.
+def load_shard_manifest(directory: str | Path | Folder) -> ShardManifest:
+    """Read `manifest.json` of a local folder or `s3://` URL.
 
     Raises DataError where it is missing (nothing was published there) or not a manifest of this version.
     """
-    return _load(ShardManifest, directory / "manifest.json", "shards; make them with `pefomed-ray data prepare`")
+    folder = directory if isinstance(directory, Folder) else open_folder(directory)
+    if not folder.is_file("manifest.json"):
+        raise DataError(
+            f"{folder.url_of('manifest.json')!r} does not exist: {folder.url!r} does not hold shards; make them with "
+            "`pefomed-ray data prepare`"
+        )
+    return _parse(ShardManifest, folder.read_bytes("manifest.json"), folder.url_of("manifest.json"))
 
 
 def load_bundle_manifest(directory: Path) -> BundleManifest:
@@ -162,9 +169,13 @@ def verify_bundle(directory: Path) -> BundleManifest:
 def _load(kind: type[D], path: Path, what: str) -> D:
     if not path.is_file():
         raise DataError(f"{str(path)!r} does not exist: {str(path.parent)!r} does not hold {what}")
+    return _parse(kind, path.read_bytes(), str(path))
+
+
+def _parse(kind: type[D], data: bytes, name: str) -> D:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{str(path)!r} is not a valid {kind.__name__} ({where}: {first['msg']})") from None
+        raise DataError(f"{name!r} is not a valid {kind.__name__} ({where}: {first['msg']})") from None

@@ -69,14 +69,14 @@ def run_demo(output: str, *, keep: bool, port: int) -> dict[str, Any]:
 
 
 def _on_cluster(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
-    with _stage("shards: Ray Data reads, checks and writes"), bar("shards") as on_progress:
+    with _stage("shards: Ray Data reads, checks and writes"), bar("shards", "rows") as on_progress:
         manifest = prepare(folder / "corpus", folder / "shards", DataOptions(source="phantoms"), on_progress)
         say(f"rows {manifest.rows}, quarantined {manifest.quarantined}")
     with _stage("search: Ray Tune, Optuna and ASHA over rank, alpha and learning rate"):
         found = _search(folder)
     with _stage("training: Ray Train, FSDP2 on two workers, the best trial's hyperparameters"):
         trained = _train(folder, found)
-    with _stage("evaluation: test split, beside controls"), bar("answers") as on_progress:
+    with _stage("evaluation: test split, beside controls"), bar("answers", "answers") as on_progress:
         settings = GenerationSettings(max_new_tokens=MAX_NEW_TOKENS)
         evaluated = evaluate(
             trained.bundle, folder / "shards", "test", folder / "evaluation", settings=settings, on_progress=on_progress

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.cli.console import err, percent, say, table
@@ -18,26 +18,37 @@ LINE_INTERVAL_S = 10.0
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `on_progress(done, total)`."""
+def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `on_progress(done, total)`, which shows how many of what (`rows`) are done, and how many a second."""
     if not err.is_terminal:
-        yield _lines(what)
+        yield _lines(what, unit)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    times = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=err, transient=True) as progress:
+        started = time.monotonic()
+        task = progress.add_task(what, total=None, rate="")
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, rate=_rate(done, started, unit))
+
+        yield on_progress
 
 
-def _lines(what: str) -> Callable[[int, int], None]:
-    last = [time.monotonic()]
+def _lines(what: str, unit: str) -> Callable[[int, int], None]:
+    started = time.monotonic()
+    last = [started]
 
     def on_progress(done: int, total: int) -> None:
         if done == total or time.monotonic() - last[0] > LINE_INTERVAL_S:
             last[0] = time.monotonic()
-            say(f"{what}: {done}/{total}")
+            say(f"{what}: {done}/{total} {unit}, {_rate(done, started, unit)}")
 
     return on_progress
+
+
+def _rate(done: int, started: float, unit: str) -> str:
+    return f"{done / max(time.monotonic() - started, 1e-3):.0f} {unit}/s"
 
 
 def epoch_line(epoch: int, row: dict[str, Any]) -> str:

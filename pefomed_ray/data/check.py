@@ -1,10 +1,12 @@
 """`data check`: the counts that `data prepare` would give, in this process, writing nothing."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pefomed_ray.artifacts.storage import local_path
+from pefomed_ray.artifacts.folders import open_folder
+from pefomed_ray.data.images import read_image
 from pefomed_ray.data.intake import RecordMaker, Tally, dirt_verdict, image_order, quarantine, take_in
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
@@ -18,9 +20,9 @@ def check(root: str | Path, options: DataOptions | None = None) -> dict[str, Any
     refuse the corpus, or None. Raises what `take_in` raises.
     """
     options = options or DataOptions()
-    folder = local_path(root)
+    folder = open_folder(root)
     intake = take_in(folder, options)
-    maker = RecordMaker(folder, intake.source)
+    maker = RecordMaker(partial(read_image, folder), intake.source, options)
     tally, bad = Tally(), list(intake.quarantined)
     for rows_of_image in image_order(intake.references, options.seed):
         for position, reference in rows_of_image:
@@ -38,5 +40,5 @@ def check(root: str | Path, options: DataOptions | None = None) -> dict[str, Any
         "quarantined": dict(sorted(Counter(row.reason for row in bad).items())),
         "image_overlap": tally.image_overlap(),
         "bad_rows": [row.document(intake.source) for row in bad],
-        "problem": dirt_verdict(intake.rows_in, bad, options.max_bad_fraction),
+        "problem": dirt_verdict(intake, bad, options.max_bad_fraction),
     }

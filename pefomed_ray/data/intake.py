@@ -3,20 +3,23 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
+from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import SPLITS, Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes
 from pefomed_ray.data.corpora import READERS, open_corpus
 from pefomed_ray.data.corpora.reading import BadRow, Reader
-from pefomed_ray.data.images import check_image, read_image
+from pefomed_ray.data.dicom import dicom_to_png, is_dicom
+from pefomed_ray.data.images import check_image, split_path
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import Reason, RowError
+from pefomed_ray.data.resize import limit_side
+from pefomed_ray.data.splits import missing_splits, take_splits
 from pefomed_ray.errors import ConfigError, DataError
 
 MAX_TEXT = 32_768
@@ -63,6 +66,8 @@ class Intake:
     """Position in the publisher's order, and row."""
     quarantined: list[Quarantined]
     rows_in: Counter[Split]
+    taken_splits: dict[Split, float]
+    """Splits that the publisher does not give, and the share of training groups each was given."""
 
     @property
     def digest(self) -> str:
@@ -107,13 +112,15 @@ class Tally:
 
 
 class RecordMaker:
-    """Turns References of one corpus into records, reading and checking their images."""
+    """Turns References of one corpus into records: reads their images, makes PNGs of DICOM files, checks, hashes."""
 
-    def __init__(self, root: Path, source: str) -> None:
-        self._root = root
+    def __init__(self, read: Callable[[str], bytes], source: str, options: DataOptions) -> None:
+        """`read` gives the bytes of an image path as `read_image` does."""
+        self._read = read
         self._source = source
+        self._options = options
         # Rows of one image come one after the other, so that few images need to be kept.
-        self._image = lru_cache(maxsize=8)(self._read)
+        self._image = lru_cache(maxsize=8)(self._usable)
 
     def make(self, reference: Reference) -> dict[str, Any]:
         """A dict of RECORD_SCHEMA. Raises RowError with the first thing that is wrong."""
@@ -137,26 +144,28 @@ class RecordMaker:
             "meta": meta,
         }
 
-    def _read(self, path: str) -> tuple[bytes, str]:
-        data = read_image(self._root, path)
+    def _usable(self, path: str) -> tuple[bytes, str]:
+        data = self._read(path)
+        if is_dicom(data):
+            data = dicom_to_png(data, frame=split_path(path)[1] or 0, allow_burned_in=self._options.allow_burned_in)
         check_image(data)
+        if self._options.max_side_px:
+            data = limit_side(data, self._options.max_side_px)
         return data, sha256_bytes(data)
 
 
-def take_in(root: Path, options: DataOptions) -> Intake:
+def take_in(root: Folder, options: DataOptions) -> Intake:
     """Read every row of the corpus in `root`, without its images.
 
     Raises ConfigError for a missing folder or an option that this corpus does not have; DataError for an unknown or
     ambiguous layout, an unreadable file, or a corpus without rows.
     """
-    reader = open_corpus(root)
+    reader = open_corpus(root, options.corpus)
     licence = _check_options(reader, options)
     references: list[tuple[int, Reference]] = []
     quarantined: list[Quarantined] = []
-    rows_in: Counter[Split] = Counter()
     seen: set[str] = set()
     for position, row in enumerate(reader.read(root, options)):
-        rows_in[row.split] += 1
         if isinstance(row, BadRow):
             quarantined.append(Quarantined(position, row.split, row.line, row.line, row.reason, row.sha256))
         elif row.id in seen:
@@ -164,9 +173,12 @@ def take_in(root: Path, options: DataOptions) -> Intake:
         else:
             seen.add(row.id)
             references.append((position, row))
-    if not rows_in:
+    if not references and not quarantined:
         raise DataError(f"the corpus {str(root)!r} is empty: no row was read (reader {reader.NAME}, options {options})")
-    return Intake(reader, options.source or reader.NAME, licence, references, quarantined, rows_in)
+    shares = missing_splits(references, reader.OFFICIAL_SPLITS, options)
+    references = take_splits(references, shares, options.seed)
+    rows_in = Counter([row.split for _, row in references] + [row.split for row in quarantined])
+    return Intake(reader, options.source or reader.NAME, licence, references, quarantined, rows_in, shares)
 
 
 def quarantine(position: int, reference: Reference, reason: Reason) -> Quarantined:
@@ -192,11 +204,18 @@ def image_order(references: Iterable[tuple[int, Reference]], seed: int) -> list[
     return [lists[key] for key in sorted(lists, key=lambda key: digest_of([seed, key]))]
 
 
-def dirt_verdict(rows_in: Counter[Split], quarantined: list[Quarantined], max_bad_fraction: float) -> str | None:
-    """Why the corpus is too dirty to use, naming split, ids and reasons; None where it is not."""
+def dirt_verdict(intake: Intake, quarantined: list[Quarantined], max_bad_fraction: float) -> str | None:
+    """Why the corpus is too dirty to use, naming split, ids and reasons; None where it is not.
+
+    Splits that were taken from `train` are judged together with it: a few bad rows of a small part weigh no more than
+    they did in the whole.
+    """
     for split in SPLITS:
-        bad = [row for row in quarantined if row.split == split]
-        total = rows_in[split]
+        if split in intake.taken_splits:
+            continue
+        together: list[Split] = [split, *(intake.taken_splits if split == "train" else ())]
+        bad = [row for row in quarantined if row.split in together]
+        total = sum(intake.rows_in[name] for name in together)
         if not bad or (len(bad) < total and len(bad) <= max_bad_fraction * total):
             continue
         first = ", ".join(f"{row.id} ({row.reason})" for row in bad[:5])

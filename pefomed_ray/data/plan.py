@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_shard_manifest
 from pefomed_ray.errors import DataError
 
@@ -26,7 +27,7 @@ class RowIndex:
 
     split: str
     row_groups: tuple[tuple[str, int], ...]
-    """Absolute path of the file, and number of the row group in it."""
+    """Absolute path or URL of the file, and number of the row group in it."""
     starts: tuple[int, ...]
     """First row of each row group, and after the last one the number of rows: one entry more than `row_groups`."""
 
@@ -49,26 +50,28 @@ class RowIndex:
         return path, number, row - self.starts[group]
 
 
-def open_index(directory: Path, split: str) -> RowIndex:
-    """Index a split of a shard directory from its manifest and the files' footers.
+def open_index(directory: str | Path, split: str) -> RowIndex:
+    """Index a split of a shard directory, a local path or an `s3://` URL, from its manifest and the files' footers.
 
     Raises DataError where the split has no rows, or a file does not hold what the manifest says.
     """
-    files = [file for file in load_shard_manifest(directory).files if file.split == split]
+    folder = open_folder(directory)
+    files = [file for file in load_shard_manifest(folder).files if file.split == split]
     if not files:
-        raise DataError(f"shards {str(directory)!r} hold no rows for split {split!r}")
+        raise DataError(f"shards {str(folder)!r} hold no rows for split {split!r}")
     row_groups: list[tuple[str, int]] = []
     starts = [0]
     for file in files:
-        path = directory.resolve() / file.path
+        path = folder.url_of(file.path)
         try:
-            metadata = pq.read_metadata(path)
+            with folder.open(file.path) as opened:
+                metadata = pq.read_metadata(opened)
         except (OSError, ValueError) as error:
-            raise DataError(f"shard {str(path)!r} cannot be read ({type(error).__name__}); prepare it again") from None
+            raise DataError(f"shard {path!r} cannot be read ({type(error).__name__}); prepare it again") from None
         if metadata.num_rows != file.rows:
-            raise DataError(f"shard {str(path)!r} holds {metadata.num_rows} rows, its manifest says {file.rows}")
+            raise DataError(f"shard {path!r} holds {metadata.num_rows} rows, its manifest says {file.rows}")
         for number in range(metadata.num_row_groups):
-            row_groups.append((str(path), number))
+            row_groups.append((path, number))
             starts.append(starts[-1] + metadata.row_group(number).num_rows)
     return RowIndex(split, tuple(row_groups), tuple(starts))
 
@@ -101,5 +104,6 @@ def read_rows(index: RowIndex, rows: np.ndarray) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=WINDOW_GROUPS)
 def _row_group(path: str, number: int) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+    folder, name = path.rsplit("/", 1)
+    with open_folder(folder).open(name) as opened, pq.ParquetFile(opened) as file:
         return file.read_row_group(number)

@@ -1,10 +1,17 @@
-"""One shard: which rows it holds, and how they become one Parquet file. Nothing here knows Ray."""
+"""One shard: which rows it holds, and how they become one Parquet file. Nothing here knows Ray.
 
+A shard that is finished leaves a result beside it, `.unfinished/<split>-<number>.json`, with the digest of what it was
+made from. Whoever is to write the same shard again, after a crash or in a second run, finds it and writes nothing.
+"""
+
+import errno
 import json
 import os
-import uuid
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +19,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pefomed_ray import __version__
+from pefomed_ray.artifacts.folders import Entry, Folder, LocalFolder
 from pefomed_ray.artifacts.manifests import ShardFile
 from pefomed_ray.artifacts.records import RECORD_SCHEMA, SPLITS, Reference, Split
-from pefomed_ray.artifacts.storage import sha256_file
+from pefomed_ray.artifacts.storage import digest_of, sha256_bytes, sha256_file
+from pefomed_ray.data.images import ReadAhead, read_image, split_path
 from pefomed_ray.data.intake import Quarantined, RecordMaker, Tally, image_order, quarantine
+from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
+from pefomed_ray.errors import DiskFullError
 
+UNFINISHED = ".unfinished"
+"""Folder of results beside the shards; gone once the manifest is there."""
 SHARD_ROWS = 1024
 """A shard is cut here too, so that a corpus of many questions about few images still feeds several workers."""
 ROW_GROUP_ROWS = 64
 """Training reads row groups in random order: small ones, so that what it reads is what it uses."""
 ROW_GROUP_BYTES = 16 << 20
 """Of image bytes, repeated ones counted each time: what a reader of one row group holds in memory."""
+
+IMAGE_BYTES = "images.list.element.bytes"
+COMPRESSION = {
+    leaf: "zstd"
+    for leaf in (
+        "images.list.element.path",
+        "image_sha256.list.element",
+        *(field.name for field in RECORD_SCHEMA if field.name not in ("images", "image_sha256")),
+    )
+} | {IMAGE_BYTES: "none"}
+"""By column: JPEG and PNG are compressed already, trying again costs as much CPU as checking them."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +58,35 @@ class ShardSpec:
     split: Split
     index: int
     rows: list[tuple[int, Reference]]
+    entries: dict[str, Entry | None]
+    """The image files that the rows name, as they were listed."""
 
     @property
     def path(self) -> str:
         """Relative to the output folder."""
         return f"{self.split}/part-{self.index:05d}.parquet"
 
+    @property
+    def result_path(self) -> str:
+        """Relative to the output folder."""
+        return f"{UNFINISHED}/{self.split}-{self.index:05d}.json"
+
     def to_json(self) -> str:
         """As text, because rows may hold characters that an Arrow string cannot."""
-        return json.dumps([self.split, self.index, [(position, vars(reference)) for position, reference in self.rows]])
+        rows = [(position, vars(reference)) for position, reference in self.rows]
+        entries = {name: entry and [entry.size, entry.version] for name, entry in self.entries.items()}
+        return json.dumps([self.split, self.index, rows, entries])
 
     @classmethod
     def from_json(cls, text: str) -> "ShardSpec":
         """The reverse of `to_json`."""
-        split, index, rows = json.loads(text)
+        split, index, rows, entries = json.loads(text)
         references = [(at, Reference(**(row | {"image_paths": tuple(row["image_paths"])}))) for at, row in rows]
-        return cls(split, index, references)
+        return cls(split, index, references, {name: entry and Entry(*entry) for name, entry in entries.items()})
+
+    def digest(self, source: str, options: DataOptions) -> str:
+        """Of everything that the shard's bytes follow from."""
+        return digest_of([self.to_json(), source, asdict(options), __version__])
 
 
 @dataclass
@@ -58,6 +96,11 @@ class ShardResult:
     file: ShardFile | None
     tally: Tally
     quarantined: list[Quarantined]
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that were looked at, good and bad."""
+        return self.tally.rows.total() + len(self.quarantined)
 
     def to_json(self) -> str:
         """As text, small: what goes back to the driver."""
@@ -83,60 +126,131 @@ class ShardResult:
         return cls(file, tally, [Quarantined(**row) for row in found["quarantined"]])
 
 
-def plan_shards(rows: list[tuple[int, Reference]], root: Path, seed: int, shard_bytes: int) -> list[ShardSpec]:
+def plan_shards(rows: list[tuple[int, Reference]], root: Folder, seed: int, shard_bytes: int) -> list[ShardSpec]:
     """Cut every split, in `image_order`, into shards of at most `shard_bytes` of images and about 1024 rows."""
+    names = sorted({split_path(path)[0] for _, row in rows for path in row.image_paths})
+    entries = dict(zip(names, root.entries(names), strict=True))
     specs = []
     for split in SPLITS:
         shard: list[tuple[int, Reference]] = []
-        size = index = 0
+        size = 0
+        index = 0
         for group in image_order([row for row in rows if row[1].split == split], seed):
-            group_size = sum(file_size(root, path) for path in group[0][1].image_paths)
+            group_size = sum(_image_bytes(path, entries) for path in group[0][1].image_paths)
             if shard and (size + group_size > shard_bytes or len(shard) + len(group) > SHARD_ROWS):
-                specs.append(ShardSpec(split, index, shard))
+                specs.append(_spec(split, index, shard, entries))
                 shard, size, index = [], 0, index + 1
             shard.extend(group)
             size += group_size
         if shard:
-            specs.append(ShardSpec(split, index, shard))
+            specs.append(_spec(split, index, shard, entries))
     return specs
 
 
-def write_shard(spec: ShardSpec, root: Path, output: Path, source: str) -> ShardResult:
-    """Check the rows of one shard and write the good ones to `output / spec.path`, whole or not at all."""
+def write_shard(spec: ShardSpec, root: Folder, output: Folder, source: str, options: DataOptions) -> ShardResult:
+    """Check the rows of one shard and write the good ones to `output / spec.path`, whole or not at all.
+
+    Raises DiskFullError where the disk is full, with the path and the bytes needed.
+    """
+    digest = spec.digest(source, options)
+    if (found := _finished(spec, output, digest)) is not None:
+        return found
+    root.remember(spec.entries)
     result = ShardResult(None, Tally(), [])
-    path = output / spec.path
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        # Images repeat from row to row; a dictionary as large as the row group stores each once. No column statistics:
-        # they would copy texts into the file's footer.
-        with pq.ParquetWriter(
-            temporary,
-            RECORD_SCHEMA,
-            compression="zstd",
-            dictionary_pagesize_limit=2 * ROW_GROUP_BYTES,
-            write_statistics=False,
-        ) as writer:
-            for group in _row_groups(_good_records(spec, RecordMaker(root, source), result)):
-                writer.write_table(pa.Table.from_pylist(group, schema=RECORD_SCHEMA))
+    with _scratch(output) as scratch, _full_disk_named(output, spec):
+        file = scratch / "shard.parquet"
+        with _reading(root, spec) as read:
+            _write_parquet(file, _good_records(spec, RecordMaker(read, source, options), result))
         rows = result.tally.rows[spec.split]
         if rows:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            digest, size = sha256_file(temporary), temporary.stat().st_size
-            os.replace(temporary, path)
-            result.file = ShardFile(path=spec.path, split=spec.split, rows=rows, bytes=size, sha256=digest)
-    finally:
-        temporary.unlink(missing_ok=True)
+            size, sha256 = file.stat().st_size, sha256_file(file)
+            output.put(file, spec.path)
+            result.file = ShardFile(path=spec.path, split=spec.split, rows=rows, bytes=size, sha256=sha256)
+        output.write_bytes(spec.result_path, json.dumps({"digest": digest, "result": result.to_json()}).encode())
     return result
 
 
-def file_size(root: Path, path: str) -> int:
-    """Bytes of an image file; 0 where there is none: the task that reads it says so."""
+def _spec(
+    split: Split, index: int, rows: list[tuple[int, Reference]], entries: dict[str, Entry | None]
+) -> ShardSpec:
+    names = {split_path(path)[0] for _, row in rows for path in row.image_paths}
+    return ShardSpec(split, index, rows, {name: entries[name] for name in sorted(names)})
+
+
+def _image_bytes(path: str, entries: dict[str, Entry | None]) -> int:
+    """Of a file; 0 of a row inside a larger one, whose size nobody knows yet, and of one that is missing."""
+    name, number = split_path(path)
+    entry = entries[name]
+    return entry.size if entry and number is None else 0
+
+
+def _finished(spec: ShardSpec, output: Folder, digest: str) -> ShardResult | None:
+    """The result of an earlier run, if it is of the same inputs and its file is whole."""
     try:
-        return os.path.getsize(root / path)
-    except (OSError, ValueError):  # missing, or no path at all
-        return 0
+        found = json.loads(output.read_bytes(spec.result_path))
+        if found["digest"] != digest:
+            return None
+        result = ShardResult.from_json(found["result"])
+        if result.file and sha256_bytes(output.read_bytes(spec.path)) != result.file.sha256:
+            return None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return result
+
+
+@contextmanager
+def _scratch(output: Folder) -> Iterator[Path]:
+    """A folder for a file that is not whole yet: on the output's own disk, from where it can be moved in one step."""
+    parent = output.path / UNFINISHED if isinstance(output, LocalFolder) else None
+    if parent:
+        parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix="shard-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_named(output: Folder, spec: ShardSpec) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = sum(entry.size for entry in spec.entries.values() if entry)
+        raise DiskFullError(
+            f"no space left for {output.url_of(spec.path)!r}: its images alone take {needed:,} bytes; free some space "
+            "and run the same command again"
+        ) from None
+
+
+@contextmanager
+def _reading(root: Folder, spec: ShardSpec) -> Iterator[Any]:
+    """How the images of a shard are read: from disk one by one, from S3 some ahead of their use."""
+    if isinstance(root, LocalFolder):
+        yield lambda path: read_image(root, path)
+        return
+    paths = dict.fromkeys(path for _, row in spec.rows for path in row.image_paths)
+    ahead = ReadAhead(root, paths)
+    try:
+        yield ahead.read
+    finally:
+        ahead.close()
+
+
+def _write_parquet(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    # Images repeat from row to row; a dictionary as large as the row group stores each once. No column statistics:
+    # they would copy texts into the file's footer.
+    with pq.ParquetWriter(
+        file,
+        RECORD_SCHEMA,
+        compression=COMPRESSION,
+        dictionary_pagesize_limit=2 * ROW_GROUP_BYTES,
+        write_statistics=False,
+    ) as writer:
+        for group in _row_groups(records):
+            writer.write_table(pa.Table.from_pylist(group, schema=RECORD_SCHEMA))
 
 
 def _good_records(spec: ShardSpec, maker: RecordMaker, result: ShardResult) -> Iterator[dict[str, Any]]:
@@ -150,7 +264,7 @@ def _good_records(spec: ShardSpec, maker: RecordMaker, result: ShardResult) -> I
         yield record
 
 
-def _row_groups(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     size = 0
     for record in records:

@@ -1,8 +1,8 @@
 """`data prepare`: Ray Data writes a corpus as Parquet shards, the same bytes whatever the number of workers.
 
 The driver reads names and texts, orders them and cuts them into shards; a task reads the images of one shard, checks
-every row and writes one file, under a temporary name first. A task that is run twice writes the same file, and the
-folder is published by one rename once every sum is right.
+every row and writes one file. A task that is run twice writes the same file, a run that was cut off goes on where it
+stood, and the folder is published by one step once every sum is right.
 """
 
 import json
@@ -18,51 +18,68 @@ from typing import Any
 import ray
 
 from pefomed_ray import __version__
-from pefomed_ray.artifacts.manifests import ShardManifest, save_document
+from pefomed_ray.artifacts.folders import Folder, LocalFolder, open_folder
+from pefomed_ray.artifacts.manifests import ShardManifest
 from pefomed_ray.artifacts.records import SPLITS
-from pefomed_ray.artifacts.storage import check_output_is_free, local_path, publishing
+from pefomed_ray.artifacts.storage import digest_of, json_bytes
 from pefomed_ray.data.intake import Intake, Quarantined, Tally, dirt_verdict, take_in
 from pefomed_ray.data.options import DataOptions
-from pefomed_ray.data.shard_file import ShardResult, ShardSpec, file_size, plan_shards, write_shard
-from pefomed_ray.errors import DataError, PefomedError
+from pefomed_ray.data.output import Output, check_is_free, unfinished
+from pefomed_ray.data.shard_file import ShardResult, ShardSpec, plan_shards, write_shard
+from pefomed_ray.errors import DataError, DiskFullError, PefomedError, original_error
+
+OnProgress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
 
 
 def prepare(
     root: str | Path,
     output: str | Path,
     options: DataOptions | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ShardManifest:
     """Write the corpus in `root` as shards in `output`, a folder that must not hold anything yet.
 
-    Ray must have been started. Both folders must be visible to every node. `on_progress(done, total)` counts shards.
-    Raises ConfigError and DataError as `take_in` does, and DataError where a split has more bad rows than
-    `max_bad_fraction`, or no good one; nothing is published then.
+    Both may be local paths or `s3://` URLs, visible to every node. Ray must have been started.
+    Raises ConfigError and DataError as `take_in` does; DataError where a split has more bad rows than
+    `max_bad_fraction`, or no good one; DiskFullError; PefomedError where a store does not answer. Nothing is published then. Work that was cut off is kept beside the output for the same call to go on with.
     """
     options = options or DataOptions()
-    folder, target = local_path(root), local_path(output)
-    check_output_is_free(target)
+    source, target = open_folder(root), open_folder(output)
+    check_is_free(target)
     if not ray.is_initialized():
         raise PefomedError("prepare needs Ray: call ray.init() first")
-    intake = take_in(folder, options)
-    specs = plan_shards(intake.references, folder, options.seed, options.shard_bytes)
-    with publishing(target) as partial:
-        _check_space(partial, folder, intake)
-        results = _run(specs, folder, partial, intake.source, on_progress)
+    intake = take_in(source, options)
+    specs = plan_shards(intake.references, source, options.seed, options.shard_bytes)
+    inputs = digest_of([spec.digest(intake.source, options) for spec in specs])
+    with unfinished(target, inputs) as work:
+        try:
+            _check_space(work, specs)
+            results = _run(specs, source, work, intake, options, on_progress)
+        except DiskFullError:
+            work.discard()
+            raise
         quarantined = [*intake.quarantined, *(row for result in results for row in result.quarantined)]
         quarantined.sort(key=lambda row: row.position)
-        if verdict := dirt_verdict(intake.rows_in, quarantined, options.max_bad_fraction):
-            raise DataError(f"corpus {str(folder)!r}, {verdict}")
+        if verdict := dirt_verdict(intake, quarantined, options.max_bad_fraction):
+            work.discard()
+            raise DataError(f"corpus {str(source)!r}, {verdict}")
         manifest = _manifest(intake, results, quarantined, options)
-        _write_quarantine(partial / "quarantine", quarantined, intake.source)
-        for leftover in partial.rglob(".*"):  # of a task that was cut off and run again
-            leftover.unlink()
-        save_document(manifest, partial / "manifest.json")
+        work.publish(
+            _quarantine_files(quarantined, intake.source),
+            {file.path: file.bytes for file in manifest.files},
+            json_bytes(manifest.model_dump(mode="json")),
+        )
     return manifest
 
 
 def _run(
-    specs: list[ShardSpec], root: Path, output: Path, source: str, on_progress: Callable[[int, int], None] | None
+    specs: list[ShardSpec],
+    root: Folder,
+    work: Output,
+    intake: Intake,
+    options: DataOptions,
+    on_progress: OnProgress | None,
 ) -> list[ShardResult]:
     """One Ray Data row, block and task per shard; results in the order of the specs."""
     if not specs:
@@ -70,13 +87,19 @@ def _run(
     items = [{"number": number, "spec": spec.to_json()} for number, spec in enumerate(specs)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.enable_progress_bars = False  # the command line draws its own
-    dataset = dataset.map(_task, fn_kwargs={"root": str(root), "output": str(output), "source": source})
+    given = {"root": root, "output": work.work, "source": intake.source, "options": options}
+    dataset = dataset.map(_task, fn_kwargs=given)
     results: dict[int, ShardResult] = {}
+    rows, rows_done = sum(len(spec.rows) for spec in specs), 0
     with _quiet_ray_data():
-        for row in dataset.iter_rows():
-            results[row["number"]] = ShardResult.from_json(row["result"])
-            if on_progress:
-                on_progress(len(results), len(specs))
+        try:
+            for row in dataset.iter_rows():
+                result = results[row["number"]] = ShardResult.from_json(row["result"])
+                rows_done += result.rows_in
+                if on_progress:
+                    on_progress(rows_done, rows)
+        except Exception as error:
+            raise original_error(error) from error
     return [results[number] for number in range(len(specs))]
 
 
@@ -85,15 +108,15 @@ def _quiet_ray_data() -> Iterator[None]:
     """Errors only, on the terminal and in Ray's log files: every run says that bars are off, and prints its plan."""
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         logger.setLevel(level)
 
 
-def _task(item: dict[str, Any], root: str, output: str, source: str) -> dict[str, Any]:
-    result = write_shard(ShardSpec.from_json(item["spec"]), Path(root), Path(output), source)
+def _task(item: dict[str, Any], root: Folder, output: Folder, source: str, options: DataOptions) -> dict[str, Any]:
+    result = write_shard(ShardSpec.from_json(item["spec"]), root, output, source, options)
     return {"number": item["number"], "result": result.to_json()}
 
 
@@ -123,25 +146,30 @@ def _manifest(
             "reader": intake.reader.NAME,
             "options": asdict(options),
             "rows_in": {split: intake.rows_in[split] for split in SPLITS},
+            "taken_from_train": dict(intake.taken_splits),
             "rows_digest": intake.digest,
             "version": __version__,
         },
     )
 
 
-def _write_quarantine(folder: Path, quarantined: list[Quarantined], source: str) -> None:
-    folder.mkdir()
-    for split in SPLITS:
-        lines = [json.dumps(row.document(source)) + "\n" for row in quarantined if row.split == split]
-        if lines:
-            (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+def _quarantine_files(quarantined: list[Quarantined], source: str) -> dict[str, bytes]:
+    lines = {
+        split: [json.dumps(row.document(source)) + "\n" for row in quarantined if row.split == split]
+        for split in SPLITS
+    }
+    return {f"quarantine/{split}.jsonl": "".join(found).encode() for split, found in lines.items() if found}
 
 
-def _check_space(output: Path, root: Path, intake: Intake) -> None:
-    images = {path for _, reference in intake.references for path in reference.image_paths}
-    needed = sum(file_size(root, path) for path in images)
-    free = shutil.disk_usage(output).free
+def _check_space(work: Output, specs: list[ShardSpec]) -> None:
+    """Better now than after an hour. Nothing of it holds for S3."""
+    if not isinstance(work.work, LocalFolder):
+        return
+    files = {name: entry.size for spec in specs for name, entry in spec.entries.items() if entry}
+    done = sum(entry.size for entry in work.work.entries(work.work.files()) if entry)
+    needed = sum(files.values()) - done
+    free = shutil.disk_usage(work.work.path).free
     if needed > free:
-        raise PefomedError(
-            f"{str(output.parent)!r} has {free:,} bytes free, the images alone take {needed:,}; free some space"
+        raise DiskFullError(
+            f"{str(work.work.path.parent)!r} has {free:,} bytes free, the images alone take {needed:,}; free some space"
         )

@@ -18,7 +18,7 @@ from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.storage import local_path, read_json
 from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.data.plan import open_index
-from pefomed_ray.errors import ConfigError, PefomedError
+from pefomed_ray.errors import ConfigError, original_error
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
 from pefomed_ray.training.order import TrainingOrder
 from pefomed_ray.training.preflight import check_run, output_dir
@@ -99,22 +99,6 @@ def dataset(config: TrainConfig) -> ray.data.Dataset:
     """The run's stream of rendered rows."""
     order = TrainingOrder.of(open_index(local_path(config.data.shards), "train"), config)
     return training_dataset(order, render_settings(config), config.resources.data_workers)
-
-
-def original_error(error: BaseException) -> BaseException:
-    """The PefomedError inside Ray's wrappings, else the error itself."""
-    seen: list[BaseException] = []
-    queue: list[Any] = [error]
-    while queue:
-        current = queue.pop(0)
-        if not isinstance(current, BaseException) or any(current is other for other in seen):
-            continue
-        seen.append(current)
-        if type(current).__module__ == PefomedError.__module__:
-            return current
-        queue += [getattr(current, "cause", None), current.__cause__]
-        queue += list(getattr(current, "worker_failures", {}).values())
-    return error
 
 
 def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:

@@ -48,14 +48,15 @@ def contents(folder: Path) -> dict[str, str]:
 def test_in_is_out_plus_quarantined(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", BAD_ROWS)
     seen: list[tuple[int, int]] = []
-    options = DataOptions(max_bad_fraction=0.05, shard_bytes=10_000)
+    options = DataOptions(max_bad_fraction=0.05, shard_bytes=10_000, validation_fraction=0)
     manifest = prepare(corpus, tmp_path / "out", options, lambda done, total: seen.append((done, total)))
     assert manifest == load_shard_manifest(tmp_path / "out")
     assert manifest.rows == {"train": 180, "validation": 0, "test": 20}
     assert manifest.quarantined == {"duplicate_id": 1, "empty_answer": 1, "missing_image": 1, "text_encoding": 1}
     assert sum(manifest.made_by["rows_in"].values()) == sum(manifest.rows.values()) + sum(manifest.quarantined.values())
     assert manifest.image_overlap["train/test"] == 10
-    assert seen[-1][0] == seen[-1][1] == len(manifest.files) > 2
+    assert len(manifest.files) > 2
+    assert seen[-1] == (203, 203)  # all but the row that repeats an id, which no task sees
     entries = [json.loads(line) for line in (tmp_path / "out/quarantine/train.jsonl").read_text().splitlines()]
     assert [(entry["id"], entry["line"], entry["reason_code"]) for entry in entries] == [
         ("b1", "train.jsonl:181", "empty_answer"),

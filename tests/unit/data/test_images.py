@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.data.images import check_image, read_image
 from pefomed_ray.data.reasons import RowError
 
@@ -142,24 +143,24 @@ def corpus(tmp_path: Path) -> Path:
 )
 def test_paths_stay_inside_the_corpus(corpus: Path, path: str, reason: str) -> None:
     with pytest.raises(RowError) as error:
-        read_image(corpus, path)
+        read_image(open_folder(corpus), path)
     assert error.value.reason == reason
 
 
 @pytest.mark.parametrize("path", ["imgs/a.jpg", "imgs/in.jpg", "./imgs//a.jpg"])
 def test_paths_inside_are_read(corpus: Path, path: str) -> None:
-    assert read_image(corpus, path) == JPEG
+    assert read_image(open_folder(corpus), path) == JPEG
 
 
 def test_a_root_behind_a_link_is_fine(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(corpus)
-    assert read_image(tmp_path / "link", "imgs/a.jpg") == JPEG
+    assert read_image(open_folder(tmp_path / "link"), "imgs/a.jpg") == JPEG
 
 
 def test_a_row_of_a_parquet_file(corpus: Path) -> None:
     table = pa.table({"image": [{"bytes": b"one", "path": "1"}, {"bytes": None, "path": "2"}]})
     pq.write_table(table, corpus / "x.parquet")
-    assert read_image(corpus, "x.parquet#0") == b"one"
+    assert read_image(open_folder(corpus), "x.parquet#0") == b"one"
     for row in (1, 2):
         with pytest.raises(RowError, match="missing_image"):
-            read_image(corpus, f"x.parquet#{row}")
+            read_image(open_folder(corpus), f"x.parquet#{row}")

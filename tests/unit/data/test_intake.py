@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.records import RECORD_SCHEMA, Reference
 from pefomed_ray.data.check import check
 from pefomed_ray.data.intake import image_order, take_in
 from pefomed_ray.data.options import DataOptions
-from pefomed_ray.data.shard_file import ShardResult, ShardSpec, plan_shards, write_shard
+from pefomed_ray.data.shard_file import UNFINISHED, ShardResult, ShardSpec, plan_shards, write_shard
 from pefomed_ray.errors import ConfigError, DataError
 
 SECRET = "Jane Roe, MRN 4711"
@@ -74,7 +75,7 @@ def dirty_corpus(root: Path, good: int = 40, each: int = 5) -> Path:
 
 
 def test_every_fault_gets_its_reason_and_no_good_row_is_lost(tmp_path: Path) -> None:
-    report = check(dirty_corpus(tmp_path / "c"), DataOptions(max_bad_fraction=0.9))
+    report = check(dirty_corpus(tmp_path / "c"), DataOptions(max_bad_fraction=0.9, validation_fraction=0))
     assert report["rows"] == {"train": 40, "validation": 0, "test": 0}
     assert report["quarantined"] == dict.fromkeys(sorted(FAULTS), 5)
     assert report["problem"] is None
@@ -85,7 +86,8 @@ def test_every_fault_gets_its_reason_and_no_good_row_is_lost(tmp_path: Path) -> 
 
 
 def test_a_clean_corpus_has_nothing_in_quarantine(tmp_path: Path) -> None:
-    report = check(make_corpus(tmp_path / "c", [row(n) for n in range(9)], [row(n) for n in range(20, 22)]))
+    make_corpus(tmp_path / "c", [row(n) for n in range(9)], [row(n) for n in range(20, 22)])
+    report = check(tmp_path / "c", DataOptions(validation_fraction=0))
     assert report["rows"] == {"train": 9, "validation": 0, "test": 2}
     assert report["quarantined"] == {}
     assert report["image_overlap"] == {"train/validation": 0, "train/test": 2, "validation/test": 0}
@@ -116,23 +118,26 @@ def test_an_empty_split_file_is_an_error(tmp_path: Path) -> None:
     make_corpus(tmp_path / "c", [row(1)])
     (tmp_path / "c/test.jsonl").touch()
     with pytest.raises(DataError, match=r"'test' is empty.*test\.jsonl"):
-        take_in(tmp_path / "c", DataOptions())
+        take_in(open_folder(tmp_path / "c"), DataOptions())
 
 
 def test_options_that_do_not_apply(tmp_path: Path) -> None:
     make_corpus(tmp_path / "c", [row(1)])
     with pytest.raises(ConfigError, match="slake"):
-        take_in(tmp_path / "c", DataOptions(language="en"))
-    assert take_in(tmp_path / "c", DataOptions(licence="open")).licence == "open"
+        take_in(open_folder(tmp_path / "c"), DataOptions(language="en"))
+    assert take_in(open_folder(tmp_path / "c"), DataOptions(licence="open")).licence == "open"
     with pytest.raises(ConfigError, match="max_bad_fraction"):
         DataOptions(max_bad_fraction=2)
 
 
 def shards_of(root: Path, output: Path) -> list[ShardResult]:
-    intake = take_in(root, DataOptions())
-    output.mkdir()
-    specs = plan_shards(intake.references, root, seed=3, shard_bytes=4000)
-    return [write_shard(ShardSpec.from_json(spec.to_json()), root, output, "jsonl") for spec in specs]
+    options = DataOptions(validation_fraction=0)
+    folder = open_folder(root)
+    intake = take_in(folder, options)
+    specs = plan_shards(intake.references, folder, seed=3, shard_bytes=4000)
+    again = [ShardSpec.from_json(spec.to_json()) for spec in specs]
+    assert again == specs
+    return [write_shard(spec, folder, open_folder(output), "jsonl", options) for spec in again]
 
 
 def test_good_rows_are_the_same_bytes_with_and_without_the_bad_ones(tmp_path: Path) -> None:
@@ -143,12 +148,12 @@ def test_good_rows_are_the_same_bytes_with_and_without_the_bad_ones(tmp_path: Pa
     (clean / "train.jsonl").write_bytes(b"\n".join(lines[:40]))
     tables = []
     for root in (dirty, clean):
-        intake = take_in(root, DataOptions())
-        (spec,) = plan_shards(intake.references, root, seed=3, shard_bytes=1 << 30)
-        output = tmp_path / f"{root.name}-out"
-        output.mkdir()
-        write_shard(spec, root, output, "jsonl")
-        tables.append((output / spec.path).read_bytes())
+        folder, output = open_folder(root), open_folder(tmp_path / f"{root.name}-out")
+        specs = plan_shards(take_in(folder, DataOptions()).references, folder, seed=3, shard_bytes=1 << 30)
+        for spec in specs:
+            write_shard(spec, folder, output, "jsonl", DataOptions())
+        tables.append({spec.path: output.read_bytes(spec.path) for spec in specs})
+    assert sorted(tables[0]) == ["train/part-00000.parquet", "validation/part-00000.parquet"]
     assert tables[0] == tables[1]
 
 
@@ -157,7 +162,8 @@ def test_shards_repeat_to_the_byte_and_keep_each_image_in_one_of_them(tmp_path: 
     first, second = (shards_of(root, tmp_path / name) for name in ("a", "b"))
     assert len(first) > 1
     assert [result.file for result in first] == [result.file for result in second]
-    assert not list((tmp_path / "a").rglob(".*"))
+    assert [path.name for path in (tmp_path / "a").rglob(".*")] == [UNFINISHED]
+    assert all(path.suffix == ".json" for path in (tmp_path / "a" / UNFINISHED).iterdir())
     digests = [result.tally.images["train"] for result in first]
     assert sum(len(found) for found in digests) == 7
     tables = [pq.read_table(tmp_path / "a" / result.file.path) for result in first if result.file]
@@ -196,7 +202,7 @@ def test_images_inside_parquet_files_are_checked_too(tmp_path: Path) -> None:
             "answer": ["left"] * len(images),
         }
         pq.write_table(pa.table(columns), tmp_path / f"data/{split}-0.parquet")
-    report = check(tmp_path, DataOptions(max_bad_fraction=0.5))
+    report = check(tmp_path, DataOptions(max_bad_fraction=0.5, validation_fraction=0))
     assert report["rows"] == {"train": 3, "validation": 0, "test": 1}
     assert [(bad["id"], bad["reason_code"]) for bad in report["bad_rows"]] == [("train-3", "image_format")]
     assert report["image_overlap"]["train/test"] == 1
@@ -209,7 +215,7 @@ def test_missing_images_of_roco_are_counted_and_allowed_up_to_the_limit(tmp_path
     for number in range(3):
         (folder / f"images/ROCO_0000{number}.jpg").write_bytes(image(number))
     assert check(tmp_path)["problem"]
-    report = check(tmp_path, DataOptions(max_bad_fraction=0.5))
+    report = check(tmp_path, DataOptions(max_bad_fraction=0.5, validation_fraction=0))
     assert (report["rows"]["train"], report["quarantined"], report["problem"]) == (3, {"missing_image": 1}, None)
 
 
