@@ -2,12 +2,15 @@
 
 import csv
 import gzip
+import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import pyarrow.parquet as pq
 
@@ -72,15 +75,22 @@ def decode(data: bytes) -> str:
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
 
 
-def read_file(root: Folder, name: str) -> bytes:
-    """The content of a whole file of the corpus; one named `.gz` is unpacked. Raises DataError."""
+@contextmanager
+def open_file(root: Folder, name: str) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """A file of the corpus to read from; one named `.gz` is unpacked on the way. Raises DataError, also in between."""
     try:
-        data = root.read_bytes(name)
-        return gzip.decompress(data) if name.endswith(".gz") else data
+        with root.open(name) as file:
+            yield gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
     except FileNotFoundError:
         raise DataError(f"{root.url_of(name)!r} does not exist; the corpus is not complete, fetch it again") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{root.url_of(name)!r} cannot be read ({type(error).__name__}); fetch it again") from None
+
+
+def read_file(root: Folder, name: str) -> bytes:
+    """The content of a whole file of the corpus; one named `.gz` is unpacked. Raises DataError."""
+    with open_file(root, name) as file:
+        return file.read()
 
 
 def load_json(root: Folder, name: str) -> Any:
@@ -107,37 +117,48 @@ def numbered(rows: Any, name: str, split: str) -> list[tuple[str, Any]]:
     return [(f"{name}[{index}]", row) for index, row in enumerate(rows)]
 
 
-def lines_of(root: Folder, name: str, split: str) -> list[tuple[str, bytes]]:
-    """The lines that are not blank, each with its place: `[("train.jsonl:1", b"..."), ...]`.
+def lines_of(root: Folder, name: str, split: str) -> Iterator[tuple[str, bytes]]:
+    """The lines that are not blank, each with its place: `("train.jsonl:1", b"...")`, one in memory at a time.
 
     Raises DataError where there are none, for the reason given at `numbered`.
     """
-    lines = [
-        (f"{name}:{number}", line) for number, line in enumerate(read_file(root, name).split(b"\n"), 1) if line.strip()
-    ]
-    if not lines:
+    seen = False
+    with open_file(root, name) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                seen = True
+                yield f"{name}:{number}", line.rstrip(b"\n")
+    if not seen:
         raise DataError(f"split {split!r} is empty: {name!r} holds no rows; fetch it again, or remove it if meant so")
-    return lines
 
 
-def table_of(root: Folder, name: str, columns: Sequence[str], delimiter: str = ",") -> list[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file with a header, each with its place: `[("reports.csv:2", {"uid": "1", ...}), ...]`.
+def table_of(
+    root: Folder, name: str, columns: Sequence[str], delimiter: str = ","
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with a header, each with its place: `("reports.csv:2", {"uid": "1", ...})`.
 
-    The place is the line on which a row ends: quoted fields may hold line ends. A short row lacks keys. Raises
-    DataError where one of `columns` is not in the header, or there are no rows.
+    The place is the line on which a row ends: quoted fields may hold line ends. A row with fewer fields than the header
+    lacks keys, one with more has the key None (see `rows_of`). Raises DataError where one of `columns` is not in the
+    header, or there are no rows.
     """
-    reader = csv.DictReader(decode(read_file(root, name)).splitlines(keepends=True), delimiter=delimiter)
-    missing = sorted(set(columns) - set(reader.fieldnames or ()))
-    if missing:
-        seen = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
-        raise DataError(f"{name!r} has no column {', '.join(missing)}; its header has {seen}")
-    try:
-        rows = [(f"{name}:{reader.line_num}", {key: row[key] for key in row if row[key] is not None}) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{name!r} cannot be read as CSV ({error} at line {reader.line_num}); fetch it again") from None
-    if not rows:
+    with open_file(root, name) as file:
+        # Not str.splitlines: to it U+2028 and others, which captions hold, end a line.
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.DictReader(text, delimiter=delimiter)
+        try:
+            missing = sorted(set(columns) - set(reader.fieldnames or ()))
+            if missing:
+                seen = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+                raise DataError(f"{name!r} has no column {', '.join(missing)}; its header has {seen}")
+            empty = True
+            for row in reader:
+                empty = False
+                yield f"{name}:{reader.line_num}", {key: value for key, value in row.items() if value is not None}
+        except csv.Error as error:
+            where = f"{error} at line {reader.line_num}"
+            raise DataError(f"{name!r} cannot be read as CSV ({where}); fetch it again") from None
+    if empty:
         raise DataError(f"{name!r} holds no rows; fetch it again, or remove it if meant so")
-    return rows
 
 
 def parquet_rows(root: Folder, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -174,10 +195,15 @@ def read_texts(root: Folder, names: Sequence[str]) -> Iterator[tuple[str, bytes 
 
 
 def rows_of(items: Iterable[tuple[str, Any]], split: Split, make: Callable[[Any, str], Reference]) -> Iterator[Row]:
-    """`make(item, line)` for each (line, item); an item that it cannot read becomes a BadRow."""
+    """`make(item, line)` for each (line, item); an item that it cannot read becomes a BadRow.
+
+    So does a row of a table with more fields than its header: an unquoted comma cuts the text in two.
+    """
     for line, item in items:
         row: Row
         try:
+            if isinstance(item, dict) and None in item:
+                raise RowError("malformed_row")
             row = make(item, line)
         except RowError as error:
             row = BadRow(split, line, error.reason, _digest(item))
@@ -187,7 +213,19 @@ def rows_of(items: Iterable[tuple[str, Any]], split: Split, make: Callable[[Any,
 
 
 def _digest(item: Any) -> str:
+    if isinstance(item, dict):  # the key None of a row with too many fields
+        item = {str(key): value for key, value in item.items()}
     return sha256_bytes(item) if isinstance(item, bytes) else digest_of(item)
+
+
+def folder_of(root: Folder, *names: str) -> str:
+    """The first of these folders that is there, else the first name: then every image is missing from it."""
+    return next((name for name in names if root.is_dir(name)), names[0])
+
+
+def id_of(path: str) -> str:
+    """An id made of an image's path: `CXR692_IM-2258/0.png` becomes `CXR692_IM-2258-0`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.rsplit(".", 1)[0])
 
 
 def text_of(value: Any) -> str:
