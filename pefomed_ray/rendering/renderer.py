@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.rendering.images import ImageSpec, decode_image, image_pixels
+from pefomed_ray.rendering.images import ImageSpec, decode_pixels, image_pixels
 from pefomed_ray.rendering.templates import IMAGE_SLOT, Template
 
 IMAGE_SPEC_FILE = "preprocessor_config.json"
@@ -80,7 +80,7 @@ class Renderer:
         """uint8 [N, C, H, W] of some encoded images, in order; [0, C, H, W] of none."""
         if not image_bytes:
             return torch.empty(0, 3, self.image_spec.size_px, self.image_spec.size_px, dtype=torch.uint8)
-        return torch.stack([image_pixels(decode_image(data), self.image_spec) for data in image_bytes])
+        return torch.stack([image_pixels(decode_pixels(data), self.image_spec) for data in image_bytes])
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids

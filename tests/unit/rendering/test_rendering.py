@@ -1,32 +1,19 @@
-"""One renderer: generation is the prefix of training, text is never parsed for special tokens, pixels are Pillow's."""
+"""One renderer: generation is the prefix of training, text is never parsed for special tokens."""
 
-import io
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
 from pefomed_ray.artifacts.records import TASKS
-from pefomed_ray.errors import ConfigError, DataError
+from pefomed_ray.errors import ConfigError
 from pefomed_ray.rendering.batches import IGNORED_LABEL, Rendered, generation_batch, training_batch
-from pefomed_ray.rendering.images import ImageSpec, decode_image, image_pixels, normalise
 from pefomed_ray.rendering.renderer import Renderer
 from pefomed_ray.rendering.templates import IMAGE_SLOT, TEMPLATES, Template, template_named
 
 RENDERERS = {name: Renderer.open(EMBEDDED_FOLDER, template) for name, template in TEMPLATES.items()}
 NO_PIXELS = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-
-
-def png(width: int, height: int, mode: str = "RGB", seed: int = 0) -> bytes:
-    shape = (height, width, 3) if mode == "RGB" else (height, width)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,45 +63,6 @@ def test_templates_are_named_and_a_changed_word_changes_the_digest() -> None:
     assert Template(short.name, short.version, short.image, dict(short.prompts)).digest == short.digest
     with pytest.raises(ConfigError, match="'shrot' is not known; allowed: paper, short"):
         template_named("shrot")
-
-
-@pytest.mark.parametrize(("width", "height"), [(300, 200), (9, 7), (400, 30), (96, 96)])
-def test_pixels_are_pillows_within_one_level(width: int, height: int) -> None:
-    image = decode_image(png(width, height))
-    ours = image_pixels(image, ImageSpec(96)).permute(1, 2, 0).numpy().astype(int)
-    pillows = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC)).astype(int)
-    difference = np.abs(ours - pillows)
-    assert difference.max() <= 1
-    assert np.abs(ours - np.asarray(image.resize((96, 96), Image.Resampling.NEAREST)).astype(int)).max() > 1 or (
-        width,
-        height,
-    ) == (96, 96)  # the control: another filter is told apart
-
-
-def test_normalise_is_mean_and_deviation() -> None:
-    spec = ImageSpec(2, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
-    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
-    assert normalise(pixels, spec)[0, :, 0].tolist() == [[-2.0, 2.0], [-1.0, 1.0], [-0.5, 0.5]]
-
-
-def test_sixteen_bit_grey_is_scaled_not_saturated() -> None:
-    levels = np.array([[0, 1000], [2000, 4000]], dtype=np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(levels).save(buffer, "PNG")
-    decoded = np.asarray(decode_image(buffer.getvalue()))[..., 0]
-    assert decoded.tolist() == [[0, 63], [127, 255]]
-
-
-def test_images_that_are_none_are_refused_without_decoding() -> None:
-    with pytest.raises(DataError, match="not one of JPEG, PNG"):
-        decode_image(b"<html>")
-    with pytest.raises(DataError, match="does not decode"):
-        decode_image(png(64, 64)[:-2000])
-    buffer = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(buffer, "PNG")
-    assert len(buffer.getvalue()) < 20_000
-    with pytest.raises(DataError, match="9000x9000"):
-        decode_image(buffer.getvalue())
 
 
 def test_padding_is_on_the_side_that_keeps_answers_together() -> None:
