@@ -27,11 +27,11 @@ def limit_side(data: bytes, max_side_px: int) -> bytes:
     Raises RowError("corrupt_image") where the pixels cannot be read.
     """
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-        if max(image.size) <= max_side_px:
-            return data
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF data counts as none
+            image = Image.open(BytesIO(data), formats=FORMATS)
+            if max(image.size) <= max_side_px:
+                return data
             return _encoded(_resized(image, max_side_px), str(image.format))
     except Exception:  # a decoder fed hostile bytes raises almost anything
         raise RowError("corrupt_image") from None
@@ -39,6 +39,9 @@ def limit_side(data: bytes, max_side_px: int) -> bytes:
 
 def _resized(image: Image.Image, max_side_px: int) -> Image.Image:
     kept = KEPT_MODES[str(image.format)]
+    image.load()  # a PNG may have metadata behind its pixels
+    image.getexif()  # parsed now and kept by Pillow, since the bytes go
+    image.info.clear()  # colour profile, comment, transparency, EXIF: Pillow would write them, or fail to
     image = ImageOps.exif_transpose(image)
     if image.mode not in kept:
         image = image.convert("L" if image.mode == "1" else "RGB")
@@ -48,7 +51,6 @@ def _resized(image: Image.Image, max_side_px: int) -> Image.Image:
 
 
 def _encoded(image: Image.Image, container: str) -> bytes:
-    image.info.clear()  # Pillow writes what it finds here: colour profile, comment, transparency
     buffer = BytesIO()
     image.save(buffer, container, **(JPEG_OPTIONS if container == "JPEG" else PNG_OPTIONS))
     return buffer.getvalue()

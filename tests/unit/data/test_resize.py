@@ -1,10 +1,11 @@
 """Down-sizing: what stays, what changes, and that nothing but pixels is carried over."""
 
+import struct
 from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from pefomed_ray.data.images import check_image
 from pefomed_ray.data.reasons import RowError
@@ -166,6 +167,16 @@ def test_a_broken_image_is_a_row_error(container: str) -> None:
     data = encoded(gradient(400, 300), container)
     with pytest.raises(RowError, match="corrupt_image"):
         limit_side(data[: len(data) // 2], 50)
+
+
+def test_exif_data_that_cannot_be_written_anew_still_turn_the_image() -> None:
+    entries = [(ORIENTATION, 3, 1, b"\0\6"), (0x0111, 2, 2, b"a")]  # the second should be an integer
+    fields = b"".join(struct.pack(">HHI4s", *entry) for entry in entries)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(entries)) + fields + bytes(4)
+    data = encoded(gradient(100, 60), "JPEG", exif=exif)
+    with pytest.raises(struct.error):  # the control: what Pillow alone makes of it
+        ImageOps.exif_transpose(opened(data))
+    assert opened(limit_side(data, 50)).size == (30, 50)
 
 
 @pytest.mark.filterwarnings("error")
