@@ -92,7 +92,7 @@ def image_pixels(image: Image.Image | np.ndarray, spec: ImageSpec) -> Tensor:
     height, width = pixels_HWC.shape[:2]
     # Channels stay last: torch resizes that twice as fast as planes.
     pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
-    # Values are clamped between the two passes, so their order shows at hard edges: by up to 17 levels on real images.
+    # Values are clamped between the two passes, so their order shows at hard edges: by up to 11 levels on real images.
     # Pillow 13 (python-pillow/Pillow#9549) starts with the height where it shrinks by over twice as much as the width.
     if height > size_px and height - size_px > 2 * (width - size_px):
         pixels_1CHW = _resize(pixels_1CHW, size_px, width)
