@@ -21,6 +21,10 @@ Reason = Literal[
     "image_too_large",
     "corrupt_image",  # empty, truncated, or not decodable
     "trailing_bytes",  # something else follows the image in its file (a polyglot)
+    "dicom_encoding",  # a DICOM transfer syntax, colour space or sample depth that is not supported
+    "dicom_no_pixels",  # a DICOM file that holds no image: a report, a plan
+    "missing_frame",  # the DICOM file has fewer frames than the row asks for
+    "burned_in_annotation",  # a DICOM file whose pixels show patient data, or may: it says so, or is ultrasound or SC
 ]
 
 
