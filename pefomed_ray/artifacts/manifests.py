@@ -75,6 +75,8 @@ class FeaturesKey(_Document):
     """`artifacts.base.tower_digest` of the base: vision tower and joining of patches, not the language model."""
     image_spec: dict[str, Any]
     """The base's `preprocessor_config.json`."""
+    pixels_version: int
+    """Of decoding and resizing, `rendering.key.PIXELS_VERSION`."""
     template: str
     template_digest: str
 

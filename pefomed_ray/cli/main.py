@@ -45,12 +45,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @exits_with_code
 def data_check(root: str, options: Words = None, json: Json = False) -> None:
     """What is in a corpus folder, and what is wrong with it; writes nothing."""
-    from pefomed_ray.artifacts.storage import local_path
     from pefomed_ray.cli.options import data_options
     from pefomed_ray.data.check import check
     from pefomed_ray.errors import DataError
 
-    found = check(local_path(root), data_options(options))
+    found = check(root, data_options(options))
     if not json:
         found = {key: value for key, value in found.items() if key != "bad_rows"}
     finish(found, as_json=json)
@@ -62,27 +61,74 @@ def data_check(root: str, options: Words = None, json: Json = False) -> None:
 @exits_with_code
 def data_prepare(root: str, output: str, options: Words = None, json: Json = False) -> None:
     """Read a corpus in its publisher's layout and write Parquet shards, quarantine and manifest to OUTPUT."""
-    from pefomed_ray.artifacts.storage import check_output_is_free, local_path
+    from pefomed_ray.artifacts.folders import open_folder
     from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.options import data_options
     from pefomed_ray.cli.progress import bar
     from pefomed_ray.data.corpora import open_corpus
+    from pefomed_ray.data.output import check_is_free
     from pefomed_ray.data.shards import prepare
 
-    source, target, chosen = local_path(root), local_path(output), data_options(options)
-    open_corpus(source)
-    check_output_is_free(target)
-    with cluster(), bar("preparing shards") as on_progress:
-        manifest = prepare(source, target, chosen, on_progress)
+    source, target, chosen = open_folder(root), open_folder(output), data_options(options)
+    open_corpus(source, chosen.corpus)
+    check_is_free(target)
+    with cluster(), bar("preparing shards", "rows") as on_progress:
+        manifest = prepare(source.url, target.url, chosen, on_progress)
     finish(
         {
-            "manifest": str(target / "manifest.json"),
+            "manifest": target.url_of("manifest.json"),
             "rows": manifest.rows,
             "quarantined": manifest.quarantined,
             "answer_types": manifest.answer_types,
             "image_overlap": manifest.image_overlap,
             "licence": manifest.licence,
             "source": manifest.source,
+            "digest": manifest.digest,
+        },
+        as_json=json,
+    )
+
+
+@data_app.command("cache")
+@exits_with_code
+def data_cache(
+    shards: str,
+    output: str,
+    options: Annotated[list[str] | None, typer.Argument(help="key=value: base=embedded template=short ...")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Make it however large it is.")] = False,
+    json: Json = False,
+) -> None:
+    """Run the frozen tower once over the images of shards and store its features in OUTPUT."""
+    from pefomed_ray.artifacts.base import base_folder, features_shape
+    from pefomed_ray.artifacts.folders import open_folder
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.cli.cache_size import accept_size
+    from pefomed_ray.cli.options import feature_cache_config
+    from pefomed_ray.data.cache_plan import plan_cache
+    from pefomed_ray.rendering.key import features_key
+
+    config, source, target = feature_cache_config(options or []), open_folder(shards).url, local_path(output)
+    base = base_folder(config.base)
+    key = features_key(base, config.template)
+    plan = plan_cache(source, target, features_shape(base), config.splits)
+    accept_size(plan, config.limit_gb, yes=yes)
+    from functools import partial
+
+    from pefomed_ray.cli.cluster import cluster
+    from pefomed_ray.cli.progress import bar
+    from pefomed_ray.data.cache import build_cache
+    from pefomed_ray.model.tower import open_tower
+
+    tower = partial(open_tower, str(base), config.template, "cuda" if config.use_gpu else "cpu")
+    with cluster(), bar("features", "images") as on_progress:
+        manifest = build_cache(plan, target, key, tower, config, on_progress)
+    finish(
+        {
+            "cache": str(target),
+            "images": manifest.images,
+            "bytes": manifest.bytes,
+            "dtype": manifest.dtype,
+            "shape": list(manifest.shape),
             "digest": manifest.digest,
         },
         as_json=json,
@@ -162,6 +208,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Generating processes.", min=1)] = 1,
     use_gpu: Annotated[bool, typer.Option(help="One GPU a worker.")] = False,
     rows: Annotated[int | None, typer.Option(help="Only the first rows of the split.", min=1)] = None,
+    feature_cache: Annotated[str | None, typer.Option(help="Folder of `data cache`: its features for images.")] = None,
     json: Json = False,
 ) -> None:
     """Generate answers for a split, score them beside controls, write predictions, metrics.json and report.html."""
@@ -171,19 +218,20 @@ def evaluate(
 
     folder = local_path(bundle)
     target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
-    check_evaluation(folder, local_path(data), split, target, normalizer)
+    cache = local_path(feature_cache) if feature_cache else None
+    check_evaluation(folder, local_path(data), split, target, normalizer, cache)
     from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.progress import bar, metrics_table
     from pefomed_ray.evaluation.evaluate import evaluate as run
     from pefomed_ray.evaluation.predict import GenerationSettings
 
-    with cluster(), bar("answering") as on_progress:
+    with cluster(), bar("answering", "answers") as on_progress:
         result = run(
             folder,
             local_path(data),
             split,
             target,
-            settings=GenerationSettings(workers=workers, use_gpu=use_gpu),
+            settings=GenerationSettings(workers=workers, use_gpu=use_gpu, feature_cache=str(cache) if cache else None),
             normalizer=normalizer,
             rows_limit=rows,
             on_progress=on_progress,

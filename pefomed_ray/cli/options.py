@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pefomed_ray.artifacts.records import SPLITS, TASKS, Task
 from pefomed_ray.config import ServeConfig, build_config
 from pefomed_ray.config.load import parse_words
+from pefomed_ray.config.schema import FeatureCacheConfig
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.errors import ConfigError
 
@@ -26,6 +27,11 @@ def data_options(words: Sequence[str] | None) -> DataOptions:
 def serve_config(words: Sequence[str]) -> ServeConfig:
     """`replicas=2 port=8001 ...`. Raises ConfigError as any config does."""
     return build_config(ServeConfig, parse_words(words), "serve")
+
+
+def feature_cache_config(words: Sequence[str]) -> FeatureCacheConfig:
+    """`base=embedded template=short ...`. Raises ConfigError as any config does."""
+    return build_config(FeatureCacheConfig, parse_words(words), "data cache")
 
 
 def split_named(name: str) -> str:

@@ -153,6 +153,29 @@ class TrainConfig(Section):
         return self
 
 
+class FeatureCacheConfig(Section):
+    """A feature cache: `pefomed-ray data cache SHARDS OUTPUT`."""
+
+    base: str = "embedded"
+    """The base whose tower runs."""
+    template: str = "short"
+    """Of the runs that will use the cache."""
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    """What features are stored in; bfloat16 reaches further and is eight times coarser."""
+    splits: tuple[Literal["train", "validation", "test"], ...] | None = None
+    """Default: all that have rows."""
+    workers: PositiveInt = 1
+    """Processes that run the tower."""
+    use_gpu: bool = False
+    """One GPU a worker."""
+    cpus_per_worker: PositiveFloat = 0.5
+    """What a worker reserves; its threads are this, rounded up."""
+    batch_size: PositiveInt = 32
+    """Images the tower sees at once."""
+    limit_gb: PositiveFloat = 20.0
+    """A larger cache is made only after a question, or with `--yes`."""
+
+
 class Choice(Section):
     """One of some values."""
 

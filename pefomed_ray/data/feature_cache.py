@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import (
     FeatureCacheManifest,
     FeaturesKey,
@@ -103,11 +104,12 @@ def _opened(folder: Path, digest: str) -> FeatureCache:
     return FeatureCache(folder)
 
 
-def check_cache(folder: Path, key: FeaturesKey, shards: Path, splits: Iterable[str]) -> FeatureCacheManifest:
+def check_cache(folder: Path, key: FeaturesKey, shards: str | Path, splits: Iterable[str]) -> FeatureCacheManifest:
     """Whether a run with this key on these splits can use the cache; needs no torch.
 
-    Raises ConfigError where the key differs (the tower, the image spec or the template is another one), DataError where
-    there is no cache, a file is missing or of another size, or an image of a split is not in it.
+    Raises ConfigError where the key differs (the tower, the image spec, the way images are decoded or the template is
+    another one), DataError where there is no cache, a file is missing or of another size, or an image of a split is
+    not in it.
     """
     manifest = load_feature_cache_manifest(folder)
     _check_key(folder, manifest.key, key)
@@ -130,7 +132,8 @@ def image_digests(index: RowIndex) -> list[list[str]]:
     """sha256 of the images of every row of a split, in row order; reads that column alone."""
     digests: list[list[str]] = []
     for path in dict.fromkeys(path for path, _ in index.row_groups):
-        with pq.ParquetFile(path) as file:
+        folder, name = path.rsplit("/", 1)
+        with open_folder(folder).open(name) as opened, pq.ParquetFile(opened) as file:
             digests += file.read(columns=["image_sha256"])["image_sha256"].to_pylist()
     return digests
 
@@ -146,6 +149,7 @@ def _check_key(folder: Path, found: FeaturesKey, wanted: FeaturesKey) -> None:
     pairs = (
         ("vision tower", found.tower_digest[:16], wanted.tower_digest[:16]),
         ("image spec", found.image_spec, wanted.image_spec),
+        ("way of decoding and resizing", f"version {found.pixels_version}", f"version {wanted.pixels_version}"),
         ("template", _template(found), _template(wanted)),
     )
     for what, seen, expected in pairs:

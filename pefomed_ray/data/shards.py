@@ -6,11 +6,9 @@ stood, and the folder is published by one step once every sum is right.
 """
 
 import json
-import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from pefomed_ray.artifacts.storage import digest_of, json_bytes
 from pefomed_ray.data.intake import Intake, Quarantined, Tally, dirt_verdict, take_in
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.output import Output, check_is_free, unfinished
+from pefomed_ray.data.quiet import quiet_ray_data
 from pefomed_ray.data.shard_file import ShardResult, ShardSpec, plan_shards, write_shard
 from pefomed_ray.errors import DataError, DiskFullError, PefomedError, original_error
 
@@ -91,7 +90,7 @@ def _run(
     dataset = dataset.map(_task, fn_kwargs=given)
     results: dict[int, ShardResult] = {}
     rows, rows_done = sum(len(spec.rows) for spec in specs), 0
-    with _quiet_ray_data():
+    with quiet_ray_data():
         try:
             for row in dataset.iter_rows():
                 result = results[row["number"]] = ShardResult.from_json(row["result"])
@@ -101,18 +100,6 @@ def _run(
         except Exception as error:
             raise original_error(error) from error
     return [results[number] for number in range(len(specs))]
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Errors only, on the terminal and in Ray's log files: every run says that bars are off, and prints its plan."""
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _task(item: dict[str, Any], root: Folder, output: Folder, source: str, options: DataOptions) -> dict[str, Any]:

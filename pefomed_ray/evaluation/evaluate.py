@@ -5,7 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pefomed_ray.artifacts.manifests import ShardManifest, load_bundle_manifest, load_shard_manifest
+from pefomed_ray.artifacts.manifests import (
+    ShardManifest,
+    load_bundle_manifest,
+    load_feature_cache_manifest,
+    load_shard_manifest,
+)
 from pefomed_ray.artifacts.storage import local_path, publishing, write_json
 from pefomed_ray.evaluation.controls import TextPriors, text_priors
 from pefomed_ray.evaluation.predict import GenerationSettings, predict
@@ -37,7 +42,8 @@ def evaluate(
     """
     settings = settings or GenerationSettings()
     bundle_dir, shards_dir, target = local_path(bundle), local_path(shards), local_path(output_dir)
-    task = check_evaluation(bundle_dir, shards_dir, split, target, normalizer)
+    cache_dir = local_path(settings.feature_cache) if settings.feature_cache else None
+    task = check_evaluation(bundle_dir, shards_dir, split, target, normalizer, cache_dir)
     normalize = normalizer_named(normalizer)
     manifest = load_shard_manifest(shards_dir)
     made_from = {"bundle": load_bundle_manifest(bundle_dir).digest, "shards": manifest.digest, "split": split}
@@ -56,6 +62,7 @@ def evaluate(
         "task": task,
         "rows": len(model),
         "normalizer": normalizer,
+        "feature_cache": load_feature_cache_manifest(cache_dir).digest if cache_dir else None,
         "generation": asdict(settings) | {"max_new_tokens": settings.token_limit(task)},
     }
     examples = None if manifest.licence == "restricted" else choose_examples(model, shards_dir, split, task, normalize)

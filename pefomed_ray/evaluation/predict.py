@@ -12,6 +12,8 @@ import torch
 
 from pefomed_ray import errors
 from pefomed_ray.artifacts.records import Task
+from pefomed_ray.artifacts.storage import local_path
+from pefomed_ray.data.feature_cache import open_cache
 from pefomed_ray.data.plan import RowIndex, open_index, read_rows
 from pefomed_ray.errors import DataError, PefomedError
 from pefomed_ray.evaluation.controls import blank_image, noise_image, shuffled_rows
@@ -22,6 +24,8 @@ from pefomed_ray.model.load import open_generator
 
 VARIANTS = ("image", "blank_image", "noise_image", "shuffled_image")
 """What the model is shown beside the question; all but the first are controls."""
+REAL_IMAGES = ("image", "shuffled_image")
+"""Variants that show the split's own images, whose features may be cached."""
 MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 64, "caption": 128, "report": 256}
 """PathVQA's longest answer has 34 words; 95 % of ROCO's captions have at most 50, of IU-Xray's findings 58."""
 
@@ -41,6 +45,8 @@ class GenerationSettings:
     """Longer answers are cut. None: by task, see MAX_NEW_TOKENS."""
     seed: int = 42
     """Of the noise and of who gets whose images."""
+    feature_cache: str | None = None
+    """Folder of a feature cache: images of the split come from it, only blank and noise ones go through the tower."""
 
     def token_limit(self, task: Task) -> int:
         """`max_new_tokens`, or the task's own."""
@@ -141,11 +147,17 @@ class Predictor:
         records = read_rows(self.index, batch["row"])
         shown = read_rows(self.index, batch["image_row"])
         prompts = [
-            Prompt(record["task"], record["question"], self._images(variant, images["images"]))
+            self._prompt(variant, record, images)
             for variant, record, images in zip(batch["variant"], records, shown, strict=True)
         ]
         limit = max(self.settings.token_limit(prompt.task) for prompt in prompts)
         return [answer.text for answer in self.generator.answer(prompts, limit)]
+
+    def _prompt(self, variant: str, record: dict[str, Any], shown: dict[str, Any]) -> Prompt:
+        if self.settings.feature_cache and variant in REAL_IMAGES:
+            features_NVW = open_cache(local_path(self.settings.feature_cache)).features(shown["image_sha256"])
+            return Prompt(record["task"], record["question"], features_NVW=features_NVW)
+        return Prompt(record["task"], record["question"], self._images(variant, shown["images"]))
 
     def _images(self, variant: str, images: list[dict[str, Any]]) -> tuple[bytes, ...]:
         encoded = tuple(image["bytes"] for image in images)

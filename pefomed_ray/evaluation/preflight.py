@@ -5,25 +5,34 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pefomed_ray.artifacts.base import base_folder
 from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import check_output_is_free
+from pefomed_ray.data.feature_cache import check_cache
 from pefomed_ray.data.plan import open_index
 from pefomed_ray.errors import DataError
 from pefomed_ray.metrics.vqa import normalizer_named
+from pefomed_ray.rendering.key import features_key
 
 TEXT_COLUMNS = ["id", "source", "task", "image_sha256", "question", "answer", "answer_type", "question_type", "group"]
 
 
-def check_evaluation(bundle: Path, shards: Path, split: str, target: Path, normalizer: str) -> Task:
+def check_evaluation(
+    bundle: Path, shards: Path, split: str, target: Path, normalizer: str, feature_cache: Path | None = None
+) -> Task:
     """All that can be checked without Ray, before it is started; answers the task of the split's rows.
 
-    Raises ConfigError where `target` holds anything or the normaliser is not known; DataError where a file of the
-    bundle does not match its sha256, the split has no rows, or its rows are of several tasks.
+    Raises ConfigError where `target` holds anything, the normaliser is not known or the feature cache is stale;
+    DataError where a file of the bundle does not match its sha256, the split has no rows, its rows are of several
+    tasks, or the feature cache lacks an image.
     """
     normalizer_named(normalizer)
     check_output_is_free(target)
-    verify_bundle(bundle)
+    manifest = verify_bundle(bundle)
+    if feature_cache is not None:
+        key = features_key(base_folder(manifest.base), manifest.template)
+        check_cache(feature_cache, key, shards, [split])
     tasks: list[Task] = sorted({row["task"] for row in read_texts(shards, split)})
     if len(tasks) != 1:
         raise DataError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.model.base import Base
@@ -12,11 +13,13 @@ from pefomed_ray.rendering.batches import Rendered, generation_batch
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question about encoded images (JPEG or PNG), in reading order."""
+    """A question about encoded images (JPEG or PNG), in reading order, or about what the tower once made of them."""
 
     task: Task
     question: str
-    images: tuple[bytes, ...]
+    images: tuple[bytes, ...] = ()
+    features_NVW: Tensor | None = None
+    """Cached features in place of images; V visual tokens an image, W numbers the projector reads for one."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,15 @@ class Generator:
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
         """One answer a prompt, greedy. Raises DataError for an image that cannot be read."""
-        rows = [self._render(prompt) for prompt in prompts]
+        answers: dict[int, Answer] = {}
+        for cached in (False, True):  # a batch holds images or features
+            at = [i for i, prompt in enumerate(prompts) if (prompt.features_NVW is not None) is cached]
+            if at:
+                found = self._generate([self._render(prompts[i]) for i in at], max_new_tokens)
+                answers |= dict(zip(at, found, strict=True))
+        return [answers[i] for i in range(len(prompts))]
+
+    def _generate(self, rows: list[Rendered], max_new_tokens: int) -> list[Answer]:
         batch = generation_batch(rows, self.renderer.pad_token_id).to(self.device)
         ids_BT = self.model.generate(
             input_ids=batch.ids_BT,
@@ -51,6 +62,9 @@ class Generator:
         return [self._answer(row, ids.tolist()) for row, ids in zip(rows, ids_BT, strict=True)]
 
     def _render(self, prompt: Prompt) -> Rendered:
+        if prompt.features_NVW is not None:
+            ids = self.renderer.prompt_ids(prompt.task, prompt.question, len(prompt.features_NVW))
+            return Rendered(ids, [], features_NVW=prompt.features_NVW)
         ids = self.renderer.prompt_ids(prompt.task, prompt.question, len(prompt.images))
         return Rendered(ids, [], self.renderer.pixels(prompt.images))
 

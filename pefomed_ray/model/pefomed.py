@@ -106,10 +106,7 @@ class PefomedForConditionalGeneration(PreTrainedModel):
         """
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            features_NPD = self.vision_tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
-        images, patches, width = features_NPD.shape
-        joined = self.config.patches_per_token
-        return features_NPD.reshape(images, patches // joined, width * joined)
+            return tower_features(self.vision_tower, pixel_values, self.config.patches_per_token)
 
     def embed(self, input_ids: Tensor, patch_features: Tensor | None) -> Tensor:
         """[B, T, H] embeddings of the prompt, images in the places of the image token, in order.
@@ -184,6 +181,13 @@ class PefomedForConditionalGeneration(PreTrainedModel):
             patch_features = self.patch_features(pixel_values)
         embeds = self.embed(input_ids, patch_features)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+def tower_features(tower: nn.Module, pixel_values: Tensor, patches_per_token: int) -> Tensor:
+    """[N, V, patches_per_token * D]: a tower's patch features without the class token, consecutive ones joined."""
+    features_NPD = tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
+    images, patches, width = features_NPD.shape
+    return features_NPD.reshape(images, patches // patches_per_token, width * patches_per_token)
 
 
 AutoConfig.register("pefomed", PefomedConfig)

@@ -6,6 +6,9 @@ from pefomed_ray.artifacts.base import image_spec, tower_digest
 from pefomed_ray.artifacts.manifests import FeaturesKey
 from pefomed_ray.rendering.templates import template_named
 
+PIXELS_VERSION = 1
+"""Raise it when `rendering.images` makes other pixels of an image than before: what was cached until then is stale."""
+
 
 def features_key(folder: Path, template: str) -> FeaturesKey:
     """The key of a run on the base in `folder`. Raises ConfigError where the template is not known.
@@ -15,6 +18,7 @@ def features_key(folder: Path, template: str) -> FeaturesKey:
     return FeaturesKey(
         tower_digest=tower_digest(folder),
         image_spec=image_spec(folder),
+        pixels_version=PIXELS_VERSION,
         template=template,
         template_digest=template_named(template).digest,
     )
