@@ -40,8 +40,8 @@ FRAME_PADDING = b"\0\xff"  # what real files carry behind it
 PNG_COMPRESS_LEVEL = 6
 
 BURNED_IN_MODALITIES = ("US", "SC")
-# Storage classes, PS3.4 B.5: multi-frame ultrasound, ultrasound, secondary capture. A screenshot's Modality is often that
-# of the examination, or OT.
+# Storage classes, PS3.4 B.5: multi-frame ultrasound, ultrasound, secondary capture. A screenshot's Modality is often
+# that of the examination, or OT.
 BURNED_IN_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{arc}." for arc in (3, 6, 7))
 
 TAGS = [
