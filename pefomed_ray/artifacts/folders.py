@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 20
 ATTEMPTS = 3
 """Of botocore, for each of as many attempts of s3fs."""
+BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Folder(ABC):
         """The content of a file. Raises FileNotFoundError."""
 
     @abstractmethod
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes of a file, 1 or more, or what there is of them. Raises FileNotFoundError."""
+
+    @abstractmethod
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
 
@@ -116,6 +122,8 @@ def open_folder(path: str | Path) -> Folder:
     text = str(path)
     if text.startswith(SCHEME):
         return S3Folder(text)
+    if "://" in text:
+        raise ConfigError(f"{text!r} is neither a local path nor an s3:// URL; other stores are not supported")
     return LocalFolder(local_path(text))
 
 
@@ -173,6 +181,12 @@ class LocalFolder(Folder):
         """See Folder."""
         return (self.path / name).read_bytes()
 
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """See Folder."""
+        with self.open(name) as file:
+            file.seek(start)
+            return file.read(length)
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """See Folder; durable once this returns."""
         path = self.path / name
@@ -197,8 +211,8 @@ class S3Folder(Folder):
     """A prefix of an S3 bucket. What it lists is remembered: a corpus is not expected to change while it is read."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._root = self.url.removeprefix(SCHEME)
+        self._root = url.removeprefix(SCHEME).strip("/")
+        self.url = SCHEME + self._root
         if not self._root:
             raise ConfigError(f"{url!r} names no bucket; write s3://BUCKET/PREFIX")
         self._fs = s3()
@@ -267,13 +281,20 @@ class S3Folder(Folder):
     def open(self, name: str) -> BinaryIO:
         """See Folder."""
         with storage_errors(self.url_of(name)):
-            opened: BinaryIO = self._fs.open(f"{self._root}/{name}", "rb")
-        return opened
+            opened = self._fs.open(f"{self._root}/{name}", "rb")
+        # fsspec's own readline copies a whole block, 50 MB, for each line.
+        return BufferedReader(opened, BUFFER_BYTES)
 
     def read_bytes(self, name: str) -> bytes:
         """See Folder."""
         with storage_errors(self.url_of(name)):
             data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+        return data
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """See Folder; one request of just these bytes."""
+        with storage_errors(self.url_of(name)):
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=start + length)
         return data
 
     def write_bytes(self, name: str, data: bytes) -> None:
