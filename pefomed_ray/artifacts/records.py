@@ -1,6 +1,6 @@
 """The record: one image-text example as every stage after the readers sees it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -54,3 +54,6 @@ class Reference:
     line: str
     """Where the row stands, for a person to find it: `train.json[17]`."""
     meta: dict[str, Any]
+    as_written: dict[str, str] = field(default_factory=dict)
+    """What the file writes otherwise than this row reads, for `data check`: a number's type in place of a text
+    (`{"answer": "int"}`), an answer type's own spelling (`{"answer_type": "CLOSED "}`). Not part of the record."""

@@ -7,9 +7,10 @@ What the checks cannot see: a bit flipped inside a JPEG's image data decodes wit
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from io import BytesIO
 
 import pyarrow as pa
@@ -53,7 +54,10 @@ def read_image(root: Folder, image_path: str) -> bytes:
         raise RowError("missing_image")
     if entry.size > MAX_FILE_BYTES:
         raise RowError("image_too_large")
-    return root.read_bytes(name)
+    try:
+        return root.read_bytes(name)
+    except FileNotFoundError:  # went missing after it was listed
+        raise RowError("missing_image") from None
 
 
 class ReadAhead:
@@ -79,6 +83,19 @@ class ReadAhead:
     def close(self) -> None:
         """Start no more reads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def reading(root: Folder, upcoming: Iterable[str]) -> Iterator[Callable[[str], bytes]]:
+    """Yield a `read_image` for paths in a known order: from disk one by one, from S3 some ahead of their use."""
+    if isinstance(root, LocalFolder):
+        yield partial(read_image, root)
+        return
+    ahead = ReadAhead(root, dict.fromkeys(upcoming))
+    try:
+        yield ahead.read
+    finally:
+        ahead.close()
 
 
 def split_path(image_path: str) -> tuple[str, int | None]:

@@ -110,6 +110,11 @@ class Tally:
         sets = {split: self.images.get(split, set()) for split in SPLITS}
         return {f"{a}/{b}": len(sets[a] & sets[b]) for a, b in combinations(SPLITS, 2)}
 
+    def images_in_several_splits(self) -> int:
+        """How many images stand in more than one split."""
+        splits_of = Counter(image for images in self.images.values() for image in images)
+        return sum(splits > 1 for splits in splits_of.values())
+
 
 class RecordMaker:
     """Turns References of one corpus into records: reads their images, makes PNGs of DICOM files, checks, hashes."""
@@ -120,13 +125,14 @@ class RecordMaker:
         self._source = source
         self._options = options
         # Rows of one image come one after the other, so that few images need to be kept.
-        self._image = lru_cache(maxsize=8)(self._usable)
+        self.image = lru_cache(maxsize=8)(self._usable)
+        """Bytes, as a record holds them, and sha256 of the image at a path. Raises RowError."""
 
     def make(self, reference: Reference) -> dict[str, Any]:
         """A dict of RECORD_SCHEMA. Raises RowError with the first thing that is wrong."""
         meta = json.dumps(reference.meta, ensure_ascii=False, sort_keys=True)
         _check_text(reference, meta)
-        images = [self._image(path) for path in reference.image_paths]
+        images = [self.image(path) for path in reference.image_paths]
         return {
             "id": reference.id,
             "source": self._source,

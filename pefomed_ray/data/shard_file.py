@@ -6,7 +6,6 @@ made from. Whoever is to write the same shard again, after a crash or in a secon
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -24,7 +23,7 @@ from pefomed_ray.artifacts.folders import Entry, Folder, LocalFolder
 from pefomed_ray.artifacts.manifests import ShardFile
 from pefomed_ray.artifacts.records import RECORD_SCHEMA, SPLITS, Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes, sha256_file
-from pefomed_ray.data.images import ReadAhead, read_image, split_path
+from pefomed_ray.data.images import reading, split_path
 from pefomed_ray.data.intake import Quarantined, RecordMaker, Tally, image_order, quarantine
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
@@ -159,7 +158,8 @@ def write_shard(spec: ShardSpec, root: Folder, output: Folder, source: str, opti
     result = ShardResult(None, Tally(), [])
     with _scratch(output) as scratch, _full_disk_named(output, spec):
         file = scratch / "shard.parquet"
-        with _reading(root, spec) as read:
+        paths = [path for _, row in spec.rows for path in row.image_paths]
+        with reading(root, paths) as read:
             _write_parquet(file, _good_records(spec, RecordMaker(read, source, options), result))
         rows = result.tally.rows[spec.split]
         if rows:
@@ -170,9 +170,7 @@ def write_shard(spec: ShardSpec, root: Folder, output: Folder, source: str, opti
     return result
 
 
-def _spec(
-    split: Split, index: int, rows: list[tuple[int, Reference]], entries: dict[str, Entry | None]
-) -> ShardSpec:
+def _spec(split: Split, index: int, rows: list[tuple[int, Reference]], entries: dict[str, Entry | None]) -> ShardSpec:
     names = {split_path(path)[0] for _, row in rows for path in row.image_paths}
     return ShardSpec(split, index, rows, {name: entries[name] for name in sorted(names)})
 
@@ -223,20 +221,6 @@ def _full_disk_named(output: Folder, spec: ShardSpec) -> Iterator[None]:
             f"no space left for {output.url_of(spec.path)!r}: its images alone take {needed:,} bytes; free some space "
             "and run the same command again"
         ) from None
-
-
-@contextmanager
-def _reading(root: Folder, spec: ShardSpec) -> Iterator[Any]:
-    """How the images of a shard are read: from disk one by one, from S3 some ahead of their use."""
-    if isinstance(root, LocalFolder):
-        yield lambda path: read_image(root, path)
-        return
-    paths = dict.fromkeys(path for _, row in spec.rows for path in row.image_paths)
-    ahead = ReadAhead(root, paths)
-    try:
-        yield ahead.read
-    finally:
-        ahead.close()
 
 
 def _write_parquet(file: Path, records: Iterable[dict[str, Any]]) -> None:
