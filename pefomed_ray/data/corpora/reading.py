@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pefomed_ray.artifacts.folders import Folder
@@ -23,6 +24,8 @@ from pefomed_ray.errors import DataError
 
 TEXT_READERS = 8
 TEXTS_AT_ONCE = 1024
+HEAD_BYTES = 1 << 16
+CHAT_KEY = re.compile(rb'"(conversations|messages|query)"\s*:')
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ Row = Reference | BadRow
 
 
 class Reader(Protocol):
-    """One corpus layout; each module of this package but this one is a Reader."""
+    """One corpus layout: what each module named in READERS is."""
 
     @property
     def NAME(self) -> str:  # noqa: N802
@@ -104,6 +107,18 @@ def load_json(root: Folder, name: str) -> Any:
     raise DataError(f"{name!r} cannot be read as JSON ({where}); fetch it again")
 
 
+def looks_like_chats(root: Folder, name: str) -> bool:
+    """Whether the file is a JSON list whose first rows are questions and answers as chat models are taught with.
+
+    Told from its first 64 KiB: a name such as `train.json` says nothing.
+    """
+    if not root.is_file(name):
+        return False
+    with root.open(name) as file:
+        head = file.read(HEAD_BYTES)
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") and CHAT_KEY.search(head) is not None
+
+
 def numbered(rows: Any, name: str, split: str) -> list[tuple[str, Any]]:
     """The rows of a JSON list, each with its place: `[("train.json[0]", {...}), ...]`.
 
@@ -146,9 +161,10 @@ def table_of(
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(text, delimiter=delimiter)
         try:
-            missing = sorted(set(columns) - set(reader.fieldnames or ()))
+            reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
+            missing = sorted(set(columns) - set(reader.fieldnames))
             if missing:
-                seen = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+                seen = ", ".join(map(repr, reader.fieldnames)) or "nothing"
                 raise DataError(f"{name!r} has no column {', '.join(missing)}; its header has {seen}")
             empty = True
             for row in reader:
@@ -167,7 +183,7 @@ def parquet_rows(root: Folder, name: str, columns: Sequence[str]) -> Iterator[di
         with root.open(name) as file:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=list(columns)):
                 yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{name!r} cannot be read as Parquet ({type(error).__name__}); fetch it again") from None
 
 
@@ -176,7 +192,7 @@ def parquet_columns(root: Folder, name: str) -> set[str]:
     try:
         with root.open(name) as file:
             return set(pq.read_schema(file).names)
-    except (OSError, ValueError):
+    except (OSError, pa.ArrowException):
         return set()
 
 
@@ -207,7 +223,7 @@ def rows_of(items: Iterable[tuple[str, Any]], split: Split, make: Callable[[Any,
             row = make(item, line)
         except RowError as error:
             row = BadRow(split, line, error.reason, _digest(item))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
             row = BadRow(split, line, "malformed_row", _digest(item))
         yield row
 
