@@ -2,9 +2,11 @@
 
 - the publisher's OSF folder; test rows are those whose `phrase_type` starts with `test`;
 - MEVF's and PeFoMed's `trainset.json` and `testset.json`, whose 1,267 `frame` rows are paraphrases of other rows;
-- Hugging Face's Parquet files, lower-cased, which lack `qid` and `answer_type`. There a yes/no answer counts as closed
-  and any other as open, which calls about 1 closed row in 12 open: scores by answer type do not compare with the
-  other layouts.
+- Hugging Face's Parquet files, lower-cased, which lack `qid` and `answer_type`. Put the publisher's JSON file (alone,
+  without its images) beside `data/` and the answer types are looked up there by question, answer and image. Without
+  it, a yes/no answer counts as closed and any other as open, which calls about 1 closed row in 12 open: scores by
+  answer type then do not compare with the other layouts. `answer_type_from` in a record's meta says which: `osf` or
+  `yes_no`.
 
 There is no validation split, and every test image stands in train too: the publisher split by question.
 """
@@ -15,17 +17,8 @@ from typing import Any, Literal
 
 from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import Reference, Split
-from pefomed_ray.artifacts.storage import sha256_bytes
-from pefomed_ray.data.corpora.reading import (
-    Row,
-    answer_type_of,
-    load_json,
-    numbered,
-    parquet_columns,
-    parquet_rows,
-    rows_of,
-    text_of,
-)
+from pefomed_ray.data.corpora.reading import Row, answer_type_of, load_json, numbered, rows_of, text_of
+from pefomed_ray.data.corpora.vqa_parquet import has_parquet, parquet_items, parquet_reference, yes_no_type
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.errors import DataError
 
@@ -42,6 +35,10 @@ OSF_FILE = "VQA_RAD Dataset Public.json"
 IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")
 MEVF_FILES: dict[Split, str] = {"train": "trainset.json", "test": "testset.json"}
 META_KEYS = ("image_organ", "phrase_type", "question_relation", "evaluation", "qid_linked_id")
+MISSPELLED = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
+
+OsfTypes = dict[tuple[str, str], list[tuple[str, Literal["open", "closed"]]]]
+"""Group (the image) and answer type of the rows that have a question and an answer in common."""
 
 
 def detect(root: Folder) -> bool:
@@ -59,25 +56,19 @@ def read(root: Folder, options: DataOptions) -> Iterator[Row]:
     elif layouts == ["MEVF"]:
         yield from _read_mevf(root)
     else:
-        for split in ("train", "test"):
-            yield from _read_parquet(root, split)
+        yield from _read_parquet(root)
 
 
 def _layouts(root: Folder) -> list[str]:
+    hugging_face = has_parquet(root, ("train", "test"))
+    images = any(root.is_dir(name) for name in IMAGE_FOLDERS)
     found = {
-        "OSF": root.is_file(OSF_FILE),
+        # Beside Parquet files and without images of its own, it is there for its answer types.
+        "OSF": root.is_file(OSF_FILE) and (images or not hugging_face),
         "MEVF": all(root.is_file(name) for name in MEVF_FILES.values()),
-        "Hugging Face": _is_hugging_face(root),
+        "Hugging Face": hugging_face,
     }
     return [name for name, there in found.items() if there]
-
-
-def _is_hugging_face(root: Folder) -> bool:
-    # PathVQA's Parquet files have the same columns, but a validation split beside train and test.
-    files = {split: root.matching("data", f"{split}-*.parquet") for split in ("train", "validation", "test")}
-    if not files["train"] or not files["test"] or files["validation"]:
-        return False
-    return parquet_columns(root, files["train"][0]) == {"image", "question", "answer"}
 
 
 def _read_osf(root: Folder) -> Iterator[Row]:
@@ -113,41 +104,51 @@ def _reference(item: dict[str, Any], line: str, split: Split, folder: str) -> Re
         question=text_of(item["question"]),
         answer=text_of(item["answer"]),
         answer_type=answer_type_of(item["answer_type"]),
-        question_type=text_of(item["question_type"]),
-        group=image.rsplit(".", 1)[0],
+        question_type=_question_type(text_of(item["question_type"])),
+        group=_group(image),
         line=line,
         meta={key: item[key] for key in META_KEYS if key in item},
     )
 
 
-def _read_parquet(root: Folder, split: Split) -> Iterator[Row]:
-    number = 0
-    for name in root.matching("data", f"{split}-*.parquet"):
-        first_row_of: dict[str, int] = {}
-        items = []
-        for row, item in enumerate(parquet_rows(root, name, ("image", "question", "answer"))):
-            data = (item.pop("image") or {}).get("bytes")
-            if data is not None:
-                # Rows of one image name the same place, so that they stay together in the shards.
-                digest = sha256_bytes(data)
-                item |= {"digest": digest, "image": f"{name}#{first_row_of.setdefault(digest, row)}"}
-            items.append((f"{name}[{row}]", item | {"number": number}))
-            number += 1
-        yield from rows_of(items, split, partial(_hugging_face_reference, split=split))
+def _group(image_name: str) -> str:
+    return image_name.rsplit(".", 1)[0]
 
 
-def _hugging_face_reference(item: dict[str, Any], line: str, split: Split) -> Reference:
-    answer = text_of(item["answer"])
-    return Reference(
-        id=f"{split}-{item['number']}",
-        split=split,
-        task="vqa",
-        image_paths=(item["image"],) if "image" in item else (),
-        question=text_of(item["question"]),
-        answer=answer,
-        answer_type="closed" if answer.strip().lower() in ("yes", "no") else "open",
-        question_type=None,
-        group=item.get("digest", line),
-        line=line,
-        meta={},
-    )
+def _question_type(given: str) -> str:
+    """`POS, PRES` of `pos,PRSE `: a row may have several types; the publisher's 26 spellings stand for fewer."""
+    names = [name.strip().upper() for name in given.split(",")]
+    return ", ".join(MISSPELLED.get(name, name) for name in names)
+
+
+def _read_parquet(root: Folder) -> Iterator[Row]:
+    osf_types = _osf_types(root) if root.is_file(OSF_FILE) else {}
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        make = partial(_parquet_reference, split=split, osf_types=osf_types)
+        yield from rows_of(parquet_items(root, split), split, make)
+
+
+def _parquet_reference(item: dict[str, Any], line: str, split: Split, osf_types: OsfTypes) -> Reference:
+    question, answer = text_of(item["question"]), text_of(item["answer"])
+    candidates = osf_types.get(_key(question, answer), [])
+    # The image decides where Hugging Face's copy names it; else the candidates have to agree.
+    named = [candidate for candidate in candidates if candidate[0] == _group(text_of(item["image_name"]))]
+    types = {answer_type for _, answer_type in named or candidates}
+    if len(types) == 1:
+        return parquet_reference(item, line, split, types.pop(), "osf")
+    return parquet_reference(item, line, split, yes_no_type(answer), "yes_no")
+
+
+def _osf_types(root: Folder) -> OsfTypes:
+    found: OsfTypes = {}
+    items = numbered(load_json(root, OSF_FILE), OSF_FILE, "train")
+    for row in rows_of(items, "train", partial(_reference, split="train", folder="")):
+        if isinstance(row, Reference) and row.answer_type is not None:
+            found.setdefault(_key(row.question, row.answer), []).append((row.group, row.answer_type))
+    return found
+
+
+def _key(question: str, answer: str) -> tuple[str, str]:
+    """What both copies have in common: Hugging Face's is lower-cased."""
+    return " ".join(question.lower().split()), " ".join(answer.lower().split())
