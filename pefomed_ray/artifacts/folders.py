@@ -5,6 +5,7 @@ AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...). Every request has a t
 again by s3fs and botocore, what is not ends as an error that names the object.
 """
 
+import io
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -12,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -283,12 +283,13 @@ class S3Folder(Folder):
         with storage_errors(self.url_of(name)):
             opened = self._fs.open(f"{self._root}/{name}", "rb")
         # fsspec's own readline copies a whole block, 50 MB, for each line.
-        return BufferedReader(opened, BUFFER_BYTES)
+        return io.BufferedReader(_Guarded(opened, self.url_of(name)), BUFFER_BYTES)
 
     def read_bytes(self, name: str) -> bytes:
         """See Folder."""
         with storage_errors(self.url_of(name)):
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            # In one piece: in several, each file would cost a request for its size first.
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", max_concurrency=1)
         return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -320,6 +321,39 @@ class S3Folder(Folder):
         if names:
             with storage_errors(self.url):
                 self._fs.rm([f"{self._root}/{name}" for name in names])
+
+
+class _Guarded(io.RawIOBase):
+    """A file of s3fs whose errors are ours, also those that come while it is read."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        super().__init__()
+        self._file = file
+        self._url = url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with storage_errors(self._url):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position: int = self._file.seek(offset, whence)
+        return position
+
+    def tell(self) -> int:
+        position: int = self._file.tell()
+        return position
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def s3() -> Any:

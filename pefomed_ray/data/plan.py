@@ -2,9 +2,14 @@
 
 An epoch shuffles the row groups, then the rows inside windows of 16 row groups: a reader that keeps the row groups of
 one window in memory reads each of them once. Resuming needs no state but (seed, epoch, rows consumed).
+
+A mixture of corpora gives each a share of every epoch, whatever its size (what the published `sample_ratio` was meant
+to do and did not): an epoch has as many rows as all corpora together, and each corpus deals out its part from one
+endless row of shuffles of its own, so that a small one repeats and of a large one every row gets its turn.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pefomed_ray.artifacts.folders import open_folder
+from pefomed_ray.artifacts.folders import Folder, open_folder
 from pefomed_ray.artifacts.manifests import load_shard_manifest
 from pefomed_ray.errors import DataError
 
 WINDOW_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """One corpus of a mixture: its row groups follow those of the part before."""
+
+    row_groups: int
+    weight: float
+    """Relative to the other parts'."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class RowIndex:
     """Absolute path or URL of the file, and number of the row group in it."""
     starts: tuple[int, ...]
     """First row of each row group, and after the last one the number of rows: one entry more than `row_groups`."""
+    parts: tuple[Part, ...]
 
     @property
     def rows(self) -> int:
@@ -55,25 +70,74 @@ def open_index(directory: str | Path, split: str) -> RowIndex:
 
     Raises DataError where the split has no rows, or a file does not hold what the manifest says.
     """
-    folder = open_folder(directory)
-    files = [file for file in load_shard_manifest(folder).files if file.split == split]
-    if not files:
-        raise DataError(f"shards {str(folder)!r} hold no rows for split {split!r}")
+    return open_mixture([(directory, 1.0)], split)
+
+
+def open_mixture(directories: Sequence[tuple[str | Path, float]], split: str) -> RowIndex:
+    """Index a split of several shard directories, each with its weight; those without rows of it are left out.
+
+    Raises DataError as `open_index` does; where the split has no rows in any of them.
+    """
     row_groups: list[tuple[str, int]] = []
     starts = [0]
-    for file in files:
+    parts = []
+    for directory, weight in directories:
+        before = len(row_groups)
+        for path, number, rows in _row_groups_of(open_folder(directory), split):
+            row_groups.append((path, number))
+            starts.append(starts[-1] + rows)
+        if len(row_groups) > before:
+            parts.append(Part(len(row_groups) - before, weight))
+    if not parts:
+        where = ", ".join(repr(str(directory)) for directory, _ in directories)
+        raise DataError(f"shards {where} hold no rows for split {split!r}")
+    return RowIndex(split, tuple(row_groups), tuple(starts), tuple(parts))
+
+
+def _row_groups_of(folder: Folder, split: str) -> Iterator[tuple[str, int, int]]:
+    """Path of the file, number of the row group in it, and its rows."""
+    for file in load_shard_manifest(folder).files:
+        if file.split != split:
+            continue
         path = folder.url_of(file.path)
         try:
             with folder.open(file.path) as opened:
                 metadata = pq.read_metadata(opened)
-        except (OSError, ValueError) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"shard {path!r} cannot be read ({type(error).__name__}); prepare it again") from None
         if metadata.num_rows != file.rows:
             raise DataError(f"shard {path!r} holds {metadata.num_rows} rows, its manifest says {file.rows}")
         for number in range(metadata.num_row_groups):
-            row_groups.append((path, number))
-            starts.append(starts[-1] + metadata.row_group(number).num_rows)
-    return RowIndex(split, tuple(row_groups), tuple(starts))
+            yield path, number, metadata.row_group(number).num_rows
+
+
+def epoch_rows(index: RowIndex, seed: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch in their order, int64 of shape (index.rows,), determined by (seed, epoch) alone.
+
+    Of one corpus each row comes once. Of a mixture each part has its share of every epoch, evenly spread at random.
+    """
+    if len(index.parts) == 1:
+        return epoch_order(index.sizes, seed, epoch)
+    window_groups = max(WINDOW_GROUPS // len(index.parts), 1)
+    counts = _apportion(index.rows, [part.weight for part in index.parts])
+    dealt = []
+    for number, (sizes, first_row) in enumerate(_part_sizes(index)):
+        dealt.append(first_row + _deal(sizes, counts[number], seed, epoch, number, window_groups))
+    turns = np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(counts)), counts))
+    rows = np.empty(index.rows, dtype=np.int64)
+    for number, mine in enumerate(dealt):
+        rows[turns == number] = mine
+    return rows
+
+
+def first_rows(index: RowIndex, count: int) -> np.ndarray:
+    """`count` rows of a split, int64, always the same ones: the first of each part, by weight as far as it has them."""
+    counts = _apportion(min(count, index.rows), [part.weight for part in index.parts])
+    parts = [
+        first_row + np.arange(min(wanted, int(sizes.sum())))
+        for wanted, (sizes, first_row) in zip(counts, _part_sizes(index), strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 def epoch_order(sizes: np.ndarray, seed: int, epoch: int, window_groups: int = WINDOW_GROUPS) -> np.ndarray:
@@ -82,8 +146,10 @@ def epoch_order(sizes: np.ndarray, seed: int, epoch: int, window_groups: int = W
     `sizes` are the rows of each row group, int64 of shape (groups,). Each run of `window_groups` shuffled row groups
     fills one contiguous stretch of the order; `read_rows` keeps as many in memory as the default.
     """
-    sizes = np.asarray(sizes, dtype=np.int64)
-    generator = np.random.default_rng([seed, epoch])
+    return _shuffled(np.asarray(sizes, dtype=np.int64), np.random.default_rng([seed, epoch]), window_groups)
+
+
+def _shuffled(sizes: np.ndarray, generator: np.random.Generator, window_groups: int) -> np.ndarray:
     starts = np.concatenate([[0], np.cumsum(sizes)])
     groups = generator.permutation(len(sizes))
     windows = [np.empty(0, dtype=np.int64)]
@@ -91,6 +157,36 @@ def epoch_order(sizes: np.ndarray, seed: int, epoch: int, window_groups: int = W
         rows = [np.arange(starts[group], starts[group + 1]) for group in groups[first : first + window_groups]]
         windows.append(generator.permutation(np.concatenate(rows)))
     return np.concatenate(windows)
+
+
+def _part_sizes(index: RowIndex) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows of each row group of a part, and the part's first row."""
+    group = 0
+    for part in index.parts:
+        yield index.sizes[group : group + part.row_groups], index.starts[group]
+        group += part.row_groups
+
+
+def _deal(sizes: np.ndarray, count: int, seed: int, epoch: int, part: int, window_groups: int) -> np.ndarray:
+    """The rows that a part gives to an epoch: the next `count` of its shuffles, one after the other."""
+    rows = int(sizes.sum())
+    start, end = epoch * count, (epoch + 1) * count
+    shuffles = [
+        _shuffled(sizes, np.random.default_rng([seed, number, part]), window_groups)
+        for number in range(start // rows, -(-end // rows))
+    ]
+    if not shuffles:
+        return np.empty(0, dtype=np.int64)
+    return np.concatenate(shuffles)[start % rows :][:count]
+
+
+def _apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to the weights (largest remainders first)."""
+    shares = np.round(np.asarray(weights) / sum(weights) * total, 9)  # what is left of binary fractions decides nothing
+    counts = np.floor(shares).astype(int)
+    for number in np.argsort(counts - shares, kind="stable")[: total - int(counts.sum())]:
+        counts[number] += 1
+    return [int(count) for count in counts]
 
 
 def read_rows(index: RowIndex, rows: np.ndarray) -> list[dict[str, Any]]:

@@ -14,11 +14,11 @@ from ray.tune.search.optuna import OptunaSearch
 from pefomed_ray.artifacts.storage import read_json, write_json
 from pefomed_ray.config import SearchConfig, TrainConfig, save_config
 from pefomed_ray.config.schema import Choice, Dimension, Integer, LogUniform
-from pefomed_ray.errors import ConfigError, PefomedError
+from pefomed_ray.errors import ConfigError, PefomedError, original_error
 from pefomed_ray.search.space import check_search, output_dir, trial_config
 from pefomed_ray.search.trial import run_trial
 from pefomed_ray.training.feed import DATA_WORKER_CPUS
-from pefomed_ray.training.trainer import original_error, publish
+from pefomed_ray.training.trainer import publish
 
 OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Called with (trial id, its parameters, the epoch's row)."""

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from pefomed_ray.config import TrainConfig
-from pefomed_ray.data.plan import RowIndex, epoch_order
+from pefomed_ray.data.plan import RowIndex, epoch_rows
 
 PADDING = -1
 BLOCK_ROWS = 64
@@ -81,4 +81,4 @@ class TrainingOrder:
 
 @lru_cache(maxsize=2)
 def _order(index: RowIndex, seed: int, epoch: int) -> np.ndarray:
-    return epoch_order(index.sizes, seed, epoch)
+    return epoch_rows(index, seed, epoch)

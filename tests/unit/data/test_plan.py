@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import ShardFile, ShardManifest, save_document
 from pefomed_ray.artifacts.records import RECORD_SCHEMA
-from pefomed_ray.data.plan import epoch_order, open_index, read_rows
+from pefomed_ray.data.plan import RowIndex, epoch_order, epoch_rows, first_rows, open_index, open_mixture, read_rows
 from pefomed_ray.errors import DataError
 
 SIZES = np.array([64] * 40 + [17])
@@ -103,3 +104,71 @@ def test_an_absent_split_and_a_changed_file_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"torn")
     with pytest.raises(DataError, match="part-00001"):
         open_index(tmp_path, "train")
+
+
+def mixture(tmp_path: Path, weights: list[float]) -> RowIndex:
+    """As many shard folders of 17 rows."""
+    folders = [(tmp_path / f"corpus-{number}", weight) for number, weight in enumerate(weights)]
+    for folder, _ in folders:
+        folder.mkdir()
+        make_shards(folder)
+    return open_mixture(folders, "train")
+
+
+def test_each_corpus_of_a_mixture_has_its_share_of_every_epoch(tmp_path: Path) -> None:
+    index = mixture(tmp_path, [3, 1])
+    assert index.rows == 34
+    for epoch in range(5):
+        rows = epoch_rows(index, seed=1, epoch=epoch)
+        assert rows.shape == (34,)
+        assert [int((rows < 17).sum()), int((rows >= 17).sum())] == [26, 8]  # 25.5 and 8.5, in whole numbers
+        assert np.array_equal(rows, epoch_rows(index, seed=1, epoch=epoch))
+    assert not np.array_equal(epoch_rows(index, 1, 0), epoch_rows(index, 1, 1))
+    assert not np.array_equal(epoch_rows(index, 1, 0), epoch_rows(index, 2, 0))
+
+
+def test_every_row_of_a_mixture_gets_its_turn(tmp_path: Path) -> None:
+    index = mixture(tmp_path, [3, 1])
+    # 17 epochs deal out 26 shuffles of the first corpus and 8 of the second, whole ones.
+    counts = np.bincount(np.concatenate([epoch_rows(index, seed=0, epoch=epoch) for epoch in range(17)]))
+    assert counts.tolist() == [26] * 17 + [8] * 17
+
+
+def test_a_mixture_is_mixed(tmp_path: Path) -> None:
+    rows = epoch_rows(mixture(tmp_path, [1, 1]), seed=0, epoch=0)
+    sides = rows >= 17
+    assert 8 < int(np.abs(np.diff(sides.astype(int))).sum()) < 26  # one after the other would be 1
+
+
+def test_weights_are_relative_and_one_corpus_needs_none(tmp_path: Path) -> None:
+    index = mixture(tmp_path, [0.3, 0.1])
+    again = open_mixture([(tmp_path / "corpus-0", 6.0), (tmp_path / "corpus-1", 2.0)], "train")
+    assert np.array_equal(epoch_rows(index, 0, 3), epoch_rows(again, 0, 3))
+    alone = open_index(tmp_path / "corpus-0", "train")
+    assert np.array_equal(epoch_rows(alone, 0, 3), epoch_order(alone.sizes, 0, 3))
+
+
+def test_the_first_rows_of_a_mixture_come_from_each_corpus(tmp_path: Path) -> None:
+    index = mixture(tmp_path, [3, 1])
+    assert first_rows(index, 8).tolist() == [0, 1, 2, 3, 4, 5, 17, 18]
+    assert first_rows(index, 1000).tolist() == [*range(17), *range(17, 25)]
+    alone = open_index(tmp_path / "corpus-0", "train")
+    assert first_rows(alone, 1000).tolist() == list(range(17))
+
+
+def test_a_corpus_without_the_split_is_left_out_of_the_mixture(tmp_path: Path) -> None:
+    mixture(tmp_path, [1, 1])
+    with pytest.raises(DataError, match=r"corpus-0.*corpus-1.*'test'"):
+        open_mixture([(tmp_path / "corpus-0", 1.0), (tmp_path / "corpus-1", 1.0)], "test")
+
+
+def test_shards_are_read_from_s3_too(tmp_path: Path, s3: str) -> None:
+    names = make_shards(tmp_path)
+    remote = open_folder(f"{s3}/shards")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            remote.write_bytes(path.relative_to(tmp_path).as_posix(), path.read_bytes())
+    index = open_index(remote.url, "train")
+    order = epoch_rows(index, seed=3, epoch=0)
+    assert read_rows(index, order) == read_rows(open_index(tmp_path, "train"), order)
+    assert {record["id"] for record in read_rows(index, order)} == set(names)

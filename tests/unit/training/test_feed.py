@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
-from pefomed_ray.data.plan import RowIndex
+from pefomed_ray.data.plan import Part, RowIndex
 from pefomed_ray.training import feed
 from pefomed_ray.training.feed import RenderBlocks, RenderSettings
 from pefomed_ray.training.order import PADDING, TrainingOrder
@@ -29,7 +29,7 @@ def answers_are_row_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("answers_are_row_numbers")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_block_over_the_end_of_an_epoch_keeps_every_row(workers: int) -> None:
-    index = RowIndex("train", (("part-0", 0),), (0, 11))
+    index = RowIndex("train", (("part-0", 0),), (0, 11), (Part(1, 1.0),))
     order = TrainingOrder(index, seed=1, batch_size=4, micro_batch_size=2, workers=workers, total_steps=6)
     render = RenderBlocks(order, RenderSettings(str(EMBEDDED_FOLDER), "short", max_answer_tokens=8))
     seen: list[int] = []

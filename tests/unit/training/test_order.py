@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pefomed_ray.data.plan import RowIndex
+from pefomed_ray.data.plan import Part, RowIndex
 from pefomed_ray.training.order import PADDING, TrainingOrder
 
-INDEX = RowIndex("train", tuple((f"part-{i}", 0) for i in range(7)), (0, 15, 30, 45, 60, 75, 90, 101))
+INDEX = RowIndex("train", tuple((f"part-{i}", 0) for i in range(7)), (0, 15, 30, 45, 60, 75, 90, 101), (Part(7, 1.0),))
 
 
 def order(workers: int, micro: int, batch: int = 16, steps: int = 14, seed: int = 3) -> TrainingOrder:
