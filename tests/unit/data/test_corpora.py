@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from pefomed_ray.artifacts.folders import open_folder
-from pefomed_ray.artifacts.records import Reference
 from pefomed_ray.data.corpora import READERS, open_corpus
-from pefomed_ray.data.corpora.reading import BadRow
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.errors import ConfigError, DataError
 
@@ -60,19 +58,3 @@ def test_an_unreadable_or_empty_file_is_named(tmp_path: Path, content: bytes) ->
     (tmp_path / "test.json").write_bytes(content)
     with pytest.raises(DataError, match=r"test\.json"):
         list(open_corpus(root).read(root, DataOptions()))
-
-
-def test_r2gen_has_two_images_a_report(tmp_path: Path) -> None:
-    row = {"id": "CXR2384_IM-0942", "report": "XXXX is normal.", "split": "train"}
-    row["image_path"] = ["CXR2384_IM-0942/0.png", "CXR2384_IM-0942/1.png"]  # type: ignore[assignment]
-    broken = row | {"id": "CXR1_IM-1", "image_path": "CXR1_IM-1/0.png"}
-    other = row | {"id": "CXR2056_IM-0694-1001"}
-    (tmp_path / "annotation.json").write_text(json.dumps({"train": [row, broken], "val": [other]}))
-    (tmp_path / "images").mkdir()
-    root = open_folder(tmp_path)
-    first, bad, second = open_corpus(root).read(root, DataOptions())
-    assert isinstance(first, Reference)
-    assert first.image_paths == ("images/CXR2384_IM-0942/0.png", "images/CXR2384_IM-0942/1.png")
-    assert (first.task, first.group) == ("report", "CXR2384")
-    assert (second.split, bad.line) == ("validation", "annotation.json:train[1]")
-    assert isinstance(bad, BadRow)
