@@ -1,11 +1,26 @@
 """One module a corpus, each reading one publisher's folder as it unpacks. To add one: write a Reader, name it here."""
 
 from pefomed_ray.artifacts.folders import Folder
-from pefomed_ray.data.corpora import jsonl, r2gen, roco, slake, vqa_rad
+from pefomed_ray.data.corpora import (
+    imageclef,
+    jsonl,
+    medicat,
+    mimic_cxr,
+    open_i,
+    pathvqa,
+    r2gen,
+    roco,
+    rocov2,
+    slake,
+    vqa_rad,
+)
 from pefomed_ray.data.corpora.reading import Reader
 from pefomed_ray.errors import ConfigError, DataError
 
-READERS: dict[str, Reader] = {reader.NAME: reader for reader in (slake, vqa_rad, roco, r2gen, jsonl)}
+READERS: dict[str, Reader] = {
+    reader.NAME: reader
+    for reader in (slake, vqa_rad, pathvqa, roco, rocov2, imageclef, medicat, r2gen, open_i, mimic_cxr, jsonl)
+}
 
 
 def open_corpus(root: Folder, name: str | None = None) -> Reader:
