@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 PREAMBLE_BYTES = 128
 MAGIC = b"DICM"
 MAX_BITS = 16  # a sample; it also bounds the display table
-ITEM_HEADER_BYTES = 8  # before each compressed frame, PS3.5 A.4
 END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 alike
 FRAME_PADDING = b"\0\xff"  # what real files carry behind it
-PNG_COMPRESS_LEVEL = 6
+PNG_COMPRESS_LEVEL = 2  # of a chest film: a seventh of the time that 6 takes, a sixth more bytes
 
 BURNED_IN_MODALITIES = ("US", "SC")
 # Storage classes, PS3.4 B.5: multi-frame ultrasound, ultrasound, secondary capture. A screenshot's Modality is often
@@ -107,7 +106,7 @@ def _frame_pixels(data: bytes, frame: int, allow_burned_in: bool) -> np.ndarray:
         raise RowError("corrupt_image" if "Rows" in dataset else "dicom_no_pixels")
     if not allow_burned_in:
         _check_burned_in(dataset)
-    _check_header(dataset, frame, syntax)
+    _check_header(dataset, frame)
     stored, photometric = _decode(dataset, frame, syntax)
     if photometric == "RGB" and stored.ndim == 3:
         return (stored >> max(dataset.BitsStored - 8, 0)).astype(np.uint8)
@@ -145,15 +144,12 @@ def _check_burned_in(dataset: "Dataset") -> None:
         raise RowError("burned_in_annotation")
 
 
-def _check_header(dataset: "Dataset", frame: int, syntax: "UID") -> None:
+def _check_header(dataset: "Dataset", frame: int) -> None:
     rows, columns, frames = dataset.Rows, dataset.Columns, int(dataset.get("NumberOfFrames") or 1)
     if max(rows, columns) > MAX_SIDE or rows * columns > MAX_PIXELS:
         raise RowError("image_too_large")
     if dataset.BitsAllocated not in (1, 8, MAX_BITS):
         raise RowError("dicom_encoding")
-    # Uncompressed pixel data shorter than the header declares is refused by pydicom.
-    if syntax.is_encapsulated and frames * ITEM_HEADER_BYTES > len(dataset.PixelData):
-        raise RowError("corrupt_image")
     if not 0 <= frame < frames:
         raise RowError("missing_frame")
 
@@ -165,7 +161,7 @@ def _decode(dataset: "Dataset", frame: int, syntax: "UID") -> tuple[np.ndarray, 
 
     if syntax.is_encapsulated:
         _check_codestream(dataset, frame, syntax)
-    # pydicom's own RLE decoder expands without limit: 64 MB can become 4 GB.
+    # Not with pydicom's own RLE decoder to fall back on, which expands without limit: 64 MB can become 4 GB.
     plugin = "pylibjpeg" if syntax == RLELossless else ""
     stored, properties = get_decoder(syntax).as_array(dataset, index=frame, decoding_plugin=plugin)
     return stored, str(properties["photometric_interpretation"])

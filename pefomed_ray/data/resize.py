@@ -39,7 +39,6 @@ def limit_side(data: bytes, max_side_px: int) -> bytes:
 
 def _resized(image: Image.Image, max_side_px: int) -> Image.Image:
     kept = KEPT_MODES[str(image.format)]
-    image.load()  # a PNG may have metadata behind its pixels
     image.getexif()  # parsed now and kept by Pillow, since the bytes go
     image.info.clear()  # colour profile, comment, transparency, EXIF: Pillow would write them, or fail to
     image = ImageOps.exif_transpose(image)
