@@ -43,16 +43,28 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @data_app.command("check")
 @exits_with_code
-def data_check(root: str, options: Words = None, json: Json = False) -> None:
-    """What is in a corpus folder, and what is wrong with it; writes nothing."""
+def data_check(
+    root: str,
+    options: Words = None,
+    html: Annotated[str | None, typer.Option(help="Page to write, a new file: the same, with pictures.")] = None,
+    json: Json = False,
+) -> None:
+    """What is in a corpus folder, and what is wrong with it; writes nothing but the page that is asked for."""
+    from pefomed_ray.artifacts.storage import local_path
+    from pefomed_ray.cli.dirt import IN_FULL_ONLY_AS_JSON, show_dirt
     from pefomed_ray.cli.options import data_options
+    from pefomed_ray.cli.progress import bar
     from pefomed_ray.data.check import check
     from pefomed_ray.errors import DataError
 
-    found = check(root, data_options(options))
+    chosen, page = data_options(options), local_path(html) if html else None
+    with bar("checking", "rows") as on_progress:
+        found = check(root, chosen, on_progress, page)
+    if page is not None:
+        found["page"] = str(page)
     if not json:
-        found = {key: value for key, value in found.items() if key != "bad_rows"}
-    finish(found, as_json=json)
+        show_dirt(found)
+    finish({key: found[key] for key in found if json or key not in IN_FULL_ONLY_AS_JSON}, as_json=json)
     if found["problem"]:
         raise DataError(found["problem"])
 

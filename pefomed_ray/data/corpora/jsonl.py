@@ -29,6 +29,7 @@ from pefomed_ray.artifacts.records import SPLITS, TASKS, Reference, Split
 from pefomed_ray.data.corpora.reading import (
     Row,
     answer_type_of,
+    as_written,
     decode,
     load_json,
     looks_like_chats,
@@ -147,6 +148,7 @@ def _reference(item: Any, line: str, split: Split, number: int, locate: Locate) 
         group=_text_or(item.get("group"), images[0] if images else line),
         line=line,
         meta=dict(item.get("meta") or {}) | ({"system": system} if system else {}),
+        as_written=as_written(_written_answer(item), item.get("answer_type")),
     )
 
 
@@ -172,6 +174,12 @@ def _turns(item: dict[str, Any]) -> tuple[str, str, str, list[str]]:
     if any(found for role, _, found in turns if role != "user"):
         raise RowError("malformed_row")  # an image in an answer cannot be learnt
     return question, answer, "\n".join(text for text in systems if text), images
+
+
+def _written_answer(item: dict[str, Any]) -> Any:
+    """The answer of a row that `_turns` could read, as it stands there."""
+    last = (item.get("messages") or item.get("conversations") or [item])[-1]
+    return last.get("content", last.get("value", last.get("response")))
 
 
 def _content(content: Any) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal, Protocol
 
 import pyarrow as pa
@@ -26,6 +26,8 @@ TEXT_READERS = 8
 TEXTS_AT_ONCE = 1024
 HEAD_BYTES = 1 << 16
 CHAT_KEY = re.compile(rb'"(conversations|messages|query)"\s*:')
+ANSWER_TYPES = ("OPEN", "CLOSED", "open", "closed")
+"""Spellings that are nothing to speak of."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,8 @@ def rows_of(items: Iterable[tuple[str, Any]], split: Split, make: Callable[[Any,
             if isinstance(item, dict) and None in item:
                 raise RowError("malformed_row")
             row = make(item, line)
+            if isinstance(item, dict) and (found := as_written(item.get("answer"), item.get("answer_type"))):
+                row = replace(row, as_written=row.as_written | found)
         except RowError as error:
             row = BadRow(split, line, error.reason, _digest(item))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
@@ -253,6 +257,16 @@ def text_of(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise RowError("malformed_row")
+
+
+def as_written(answer: Any, answer_type: Any) -> dict[str, str]:
+    """`Reference.as_written` of a row that has these for its answer and answer type."""
+    found = {}
+    if isinstance(answer, int | float):
+        found["answer"] = type(answer).__name__
+    if isinstance(answer_type, str) and answer_type.strip().upper() in ANSWER_TYPES and answer_type not in ANSWER_TYPES:
+        found["answer_type"] = answer_type
+    return found
 
 
 def answer_type_of(value: Any) -> Literal["open", "closed"]:
