@@ -449,9 +449,9 @@ def test_a_bomb_is_refused_by_its_header(name: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.as_array", never)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     reason = reason_of(data)
-    seconds, (_, peak_bytes) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    seconds, (_, peak_bytes) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert reason == "image_too_large"
     assert seconds < 0.05
