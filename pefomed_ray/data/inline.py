@@ -39,14 +39,14 @@ class InlineImages:
         return self._place_of[digest]
 
 
-def inline_bytes(image_path: str) -> int | None:
-    """About how many bytes the image at a place has; None where `image_path` is not such a place."""
+def inline_file(image_path: str) -> tuple[str, int] | None:
+    """The file that holds the image at a place, and about how many bytes the image has; None for any other path."""
     match = PLACE.fullmatch(image_path)
-    return None if match is None else int(match[3]) * 3 // 4
+    return None if match is None else (match[1], int(match[3]) * 3 // 4)
 
 
 def read_inline(root: Folder, image_path: str) -> bytes:
-    """The bytes of the image at a place, one that `inline_bytes` knows.
+    """The bytes of the image at a place, one that `inline_file` knows.
 
     Raises RowError where the file is gone (missing_image), or what stands there is not base64 (corrupt_image).
     """

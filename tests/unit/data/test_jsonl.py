@@ -11,7 +11,7 @@ from pefomed_ray.artifacts.folders import Folder, open_folder
 from pefomed_ray.artifacts.records import Reference
 from pefomed_ray.data.corpora import open_corpus
 from pefomed_ray.data.corpora.reading import BadRow, Row
-from pefomed_ray.data.inline import inline_bytes, read_inline
+from pefomed_ray.data.inline import inline_file, read_inline
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
 from pefomed_ray.errors import DataError
@@ -222,9 +222,9 @@ def test_images_inside_rows(folder: Folder, tmp_path: Path) -> None:
     assert rows["train-1"].group == rows["train-5"].group != rows["train-3"].group
     # The driver keeps every reference.
     assert all(len(str(vars(row))) < 600 for row in rows.values())
-    assert inline_bytes(rows["train-1"].image_paths[0]) == len(IMAGE)
-    assert inline_bytes("a.png") is None
-    assert inline_bytes("scan.dcm#3") is None
+    assert inline_file(rows["train-1"].image_paths[0]) == ("train.jsonl", len(IMAGE))
+    assert inline_file("a.png") is None
+    assert inline_file("scan.dcm#3") is None
 
 
 def test_an_image_whose_slashes_are_escaped_is_found(tmp_path: Path) -> None:
