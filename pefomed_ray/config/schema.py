@@ -3,9 +3,9 @@
 Values marked *paper* are those of PeFoMed (arXiv 2401.02797, section 4.1 and the published configuration files).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -72,11 +72,29 @@ class OptimizerConfig(Section):
         return self
 
 
+class MixturePart(Section):
+    """One corpus of a mixture."""
+
+    shards: str
+    """Folder or `s3://` URL written by `pefomed-ray data prepare`."""
+    weight: PositiveFloat = 1.0
+    """Share of every epoch, relative to the other parts' weights and whatever the corpus's size."""
+
+
+def _one_part(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"shards": value}]
+    if isinstance(value, list | tuple) and value:
+        return value
+    raise ValueError("give a folder of shards, or a list such as [{shards: FOLDER, weight: 0.7}, {shards: OTHER}]")
+
+
 class DataConfig(Section):
     """What is learnt from."""
 
-    shards: str
-    """Folder written by `pefomed-ray data prepare`."""
+    shards: Annotated[tuple[MixturePart, ...], BeforeValidator(_one_part)]
+    """Folder or `s3://` URL written by `pefomed-ray data prepare`; or several, each with its weight: stage 1 of the
+    paper mixes ROCO, ImageCLEF, MedICaT and MIMIC-CXR. An epoch then has as many rows as all of them together."""
     feature_cache: str | None = None
     """Folder written by `pefomed-ray data cache`: images come as the tower's stored features, the tower never runs."""
     max_answer_tokens: PositiveInt = 256

@@ -12,15 +12,14 @@ import torch
 from pefomed_ray import __version__
 from pefomed_ray.artifacts.base import base_digest
 from pefomed_ray.artifacts.manifests import load_shard_manifest
-from pefomed_ray.artifacts.storage import local_path, write_json
+from pefomed_ray.artifacts.storage import digest_of, local_path, write_json
 from pefomed_ray.config import TrainConfig
-from pefomed_ray.data.plan import open_index
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_bundle, save_bundle
 from pefomed_ray.model.lora import attach_lora, parameter_counts
 from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training.feed import features_of
-from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_features
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
@@ -70,9 +69,8 @@ def run(
     """
     base = prepare_model(config)
     check_features(config, base.path)
-    shards = local_path(config.data.shards)
-    order = TrainingOrder.of(open_index(shards, "train"), config)
-    validation = ValidationSet.load(open_index(shards, "validation"), config, base.renderer, ranks)
+    order = TrainingOrder.of(rows_of(config, "train"), config)
+    validation = ValidationSet.load(rows_of(config, "validation"), config, base.renderer, ranks)
     counts = parameter_counts(base.model)
     if config.data.feature_cache is not None:
         del base.model.vision_tower  # it would only take memory
@@ -144,13 +142,26 @@ def _epoch_row(order: TrainingOrder, steps: list[Step], timing: dict[str, float]
     }
 
 
+def _data_lineage(config: TrainConfig) -> dict[str, Any]:
+    parts = config.data.shards
+    found = [load_shard_manifest(part.shards) for part in parts]
+    if len(parts) == 1:
+        return {"shards": found[0].digest, "source": found[0].source}
+    mixture = [
+        {"shards": manifest.digest, "source": manifest.source, "weight": part.weight}
+        for part, manifest in zip(parts, found, strict=True)
+    ]
+    return {
+        "shards": digest_of(mixture),
+        "source": " + ".join(manifest.source for manifest in found),
+        "mixture": mixture,
+    }
+
+
 def _save(output: Path, base: Base, config: TrainConfig, trained: dict[str, Any], progress: Progress) -> None:
-    manifest = load_shard_manifest(local_path(config.data.shards))
     row = progress.epochs[-1]
     features = features_of(config)
-    lineage = {
-        "shards": manifest.digest,
-        "source": manifest.source,
+    lineage = _data_lineage(config) | {
         "split": "train",
         "base_digest": base_digest(base.path),
         "template": base.renderer.template.digest,

@@ -11,11 +11,16 @@ from functools import lru_cache
 import numpy as np
 
 from pefomed_ray.config import TrainConfig
-from pefomed_ray.data.plan import RowIndex, epoch_rows
+from pefomed_ray.data.plan import RowIndex, epoch_rows, open_mixture
 
 PADDING = -1
 BLOCK_ROWS = 64
 """Rows a data worker renders at once, about: enough to hide the cost of scheduling it."""
+
+
+def rows_of(config: TrainConfig, split: str) -> RowIndex:
+    """Where the rows of a split stand, in all parts of the run's mixture. Raises DataError as `open_mixture` does."""
+    return open_mixture([(part.shards, part.weight) for part in config.data.shards], split)
 
 
 @dataclass(frozen=True)

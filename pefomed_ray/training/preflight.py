@@ -1,8 +1,10 @@
 """What can be wrong with a run before Ray starts; answers in a second, so nothing here imports torch or Ray."""
 
+from collections import Counter
 from pathlib import Path
 
 from pefomed_ray.artifacts.base import base_folder, check_lora_targets
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, load_shard_manifest
 from pefomed_ray.artifacts.storage import check_output_is_free, local_path
 from pefomed_ray.config import TrainConfig
@@ -25,22 +27,36 @@ def check_run(config: TrainConfig) -> None:
     template_named(config.template)
     base = base_folder(config.base.path)
     check_lora_targets(base, config.lora.target_modules)
-    shards = local_path(config.data.shards)
-    if not shards.is_dir():
-        raise ConfigError(f"data.shards: {str(shards)!r} does not exist; make it with `pefomed-ray data prepare`")
-    rows = load_shard_manifest(shards).rows
-    for split in SPLITS_USED:
-        if not rows.get(split):
-            raise DataError(f"shards {str(shards)!r} hold no rows for split {split!r}; training needs both")
+    check_shards(config)
     if config.init_from is not None:
         load_bundle_manifest(local_path(config.init_from))
     check_output_is_free(output_dir(config))
     check_features(config, base)
 
 
+def check_shards(config: TrainConfig) -> None:
+    """Raise ConfigError for shards that are not there, DataError for a part of the mixture without training rows, or
+    where no part has validation rows."""
+    rows = Counter[str]()
+    for part in config.data.shards:
+        folder = open_folder(part.shards)
+        if not folder.exists():
+            raise ConfigError(f"data.shards: {str(folder)!r} does not exist; make it with `pefomed-ray data prepare`")
+        found = load_shard_manifest(folder).rows
+        rows += Counter({split: found.get(split, 0) for split in SPLITS_USED})
+        if not found.get("train"):
+            raise DataError(f"shards {str(folder)!r} hold no rows for split 'train'")
+    if not rows["validation"]:
+        where = ", ".join(repr(part.shards) for part in config.data.shards)
+        raise DataError(f"shards {where} hold no rows for split 'validation'; training needs both")
+
+
 def check_features(config: TrainConfig, base: Path) -> None:
     """Raise ConfigError or DataError where the run's feature cache does not fit the base in this folder, the template
     or the shards; nothing without a cache."""
     if config.data.feature_cache is not None:
-        folder, shards = local_path(config.data.feature_cache), local_path(config.data.shards)
-        check_cache(folder, features_key(base, config.template), shards, SPLITS_USED)
+        key = features_key(base, config.template)
+        for part in config.data.shards:
+            rows = load_shard_manifest(part.shards).rows
+            used = [split for split in SPLITS_USED if rows.get(split)]
+            check_cache(local_path(config.data.feature_cache), key, part.shards, used)

@@ -15,12 +15,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pefomed_ray.artifacts.base import base_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest
-from pefomed_ray.artifacts.storage import local_path, read_json
+from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.config import TrainConfig, save_config
-from pefomed_ray.data.plan import open_index
 from pefomed_ray.errors import ConfigError, original_error
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
-from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_run, output_dir
 from pefomed_ray.training.worker import train_worker
 
@@ -97,7 +96,7 @@ def render_settings(config: TrainConfig) -> RenderSettings:
 
 def dataset(config: TrainConfig) -> ray.data.Dataset:
     """The run's stream of rendered rows."""
-    order = TrainingOrder.of(open_index(local_path(config.data.shards), "train"), config)
+    order = TrainingOrder.of(rows_of(config, "train"), config)
     return training_dataset(order, render_settings(config), config.resources.data_workers)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pefomed_ray.config import TrainConfig
-from pefomed_ray.data.plan import RowIndex, read_rows
+from pefomed_ray.data.plan import RowIndex, first_rows, read_rows
 from pefomed_ray.metrics.text import rouge_l
 from pefomed_ray.metrics.vqa import exact_match
 from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
@@ -30,11 +30,12 @@ class ValidationSet:
 
     @classmethod
     def load(cls, index: RowIndex, config: TrainConfig, renderer: Renderer, ranks: Ranks) -> "ValidationSet":
-        """The first `validation.rows` rows, dealt out to the ranks."""
-        count = min(config.validation.rows, index.rows)
+        """The first `validation.rows` rows, of each part of a mixture by its weight, dealt out to the ranks."""
+        chosen = first_rows(index, config.validation.rows)
+        count = len(chosen)
         each = -(-count // ranks.world_size)
         numbers = np.arange(ranks.rank * each, (ranks.rank + 1) * each)
-        records = read_rows(index, np.minimum(numbers, count - 1))
+        records = read_rows(index, chosen[np.minimum(numbers, count - 1)])
         render = RecordRenderer(renderer, config.data.max_answer_tokens, features_of(config)).render
         rows = [render(record) for record in records]
         references = [r["answer"] if n < count else None for r, n in zip(records, numbers, strict=True)]

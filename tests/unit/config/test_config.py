@@ -1,6 +1,7 @@
 """Configs: every shipped file loads, mistakes are named with the nearest key, aliases land where they should."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,18 @@ def test_every_alias_names_a_real_key() -> None:
         annotation = TrainConfig.model_fields[section].annotation
         assert annotation is not None
         assert key in annotation.model_fields
+
+
+def test_shards_are_a_folder_or_a_mixture() -> None:
+    def shards(value: Any) -> Any:
+        return build_config(TrainConfig, {**MINIMAL, "data": {"shards": value}}, "f").data.shards
+
+    assert [(part.shards, part.weight) for part in shards("a")] == [("a", 1.0)]
+    mixture = shards([{"shards": "a", "weight": 0.7}, {"shards": "s3://b/c"}])
+    assert [(part.shards, part.weight) for part in mixture] == [("a", 0.7), ("s3://b/c", 1.0)]
+    for wrong, named in ((5, "give a folder"), ([], "give a folder"), ([{"shards": "a", "weight": 0}], "0.weight")):
+        with pytest.raises(ConfigError, match=f"data.shards.*{named}"):
+            shards(wrong)
 
 
 def test_words_override_the_file(tmp_path: Path) -> None:
