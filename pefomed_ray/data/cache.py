@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pefomed_ray import __version__
+from pefomed_ray import __version__, errors
 from pefomed_ray.artifacts.manifests import FeatureCacheManifest, FeatureFile, FeaturesKey, save_document
 from pefomed_ray.artifacts.storage import publishing, sha256_bytes, sha256_file
 from pefomed_ray.config.schema import FeatureCacheConfig
@@ -30,7 +30,7 @@ from pefomed_ray.data.cache_plan import CachePlan, ImagePlace
 from pefomed_ray.data.feature_cache import INDEX_FILE, INDEX_SCHEMA, TENSOR
 from pefomed_ray.data.plan import RowIndex, read_rows
 from pefomed_ray.data.quiet import quiet_ray_data
-from pefomed_ray.errors import ConfigError, DataError, PefomedError, original_error
+from pefomed_ray.errors import ConfigError, DataError, PefomedError
 
 Tower = Callable[[list[bytes]], Tensor]
 """Encoded images -> float32 features [N, V, W] on the CPU."""
@@ -103,13 +103,12 @@ def _write_files(
     )
     files: dict[int, FeatureFile] = {}
     with quiet_ray_data():
-        try:
-            for found in dataset.iter_rows():
-                files[found["number"]] = FeatureFile.model_validate_json(found["file"])
-                if on_progress:
-                    on_progress(sum(file.images for file in files.values()), len(plan.images))
-        except Exception as error:
-            raise original_error(error) from error
+        for found in dataset.iter_rows():
+            if found["error_kind"]:
+                raise getattr(errors, found["error_kind"])(found["error"])
+            files[found["number"]] = FeatureFile.model_validate_json(found["file"])
+            if on_progress:
+                on_progress(sum(file.images for file in files.values()), len(plan.images))
     if sorted(files) != list(range(len(items))):
         raise PefomedError(f"{len(items)} files were asked for and {len(files)} came back")
     return [files[number] for number in range(len(items))]
@@ -135,11 +134,18 @@ class FileWriter:
         self.tower: Tower | None = None
 
     def __call__(self, items: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Columns `number`, `places` -> `number`, `file`; both of one row."""
+        """Columns `number`, `places` -> `number`, `file`, `error_kind`, `error`, all of one row.
+
+        Our own errors come back as rows: raised here, Ray would wrap them, and their exit code would be lost.
+        """
         number = int(items["number"][0])
         places = [ImagePlace(*place) for place in json.loads(items["places"][0])]
-        file = self._write(f"features-{number:05d}.safetensors", places)
-        return {"number": [number], "file": [file.model_dump_json()]}
+        file, kind, message = "", "", ""
+        try:
+            file = self._write(f"features-{number:05d}.safetensors", places).model_dump_json()
+        except PefomedError as error:
+            kind, message = type(error).__name__, str(error)
+        return {"number": [number], "file": [file], "error_kind": [kind], "error": [message]}
 
     def _write(self, name: str, places: list[ImagePlace]) -> FeatureFile:
         path = self.folder / name
