@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from pefomed_ray.artifacts.folders import Folder, LocalFolder, open_folder
+from pefomed_ray.data.inline import inline_file, read_inline
 from pefomed_ray.data.reasons import RowError
 
 FORMATS = ("JPEG", "PNG")
@@ -40,9 +41,13 @@ def read_image(root: Folder, image_path: str) -> bytes:
 
     `image_path` is relative to `root`. `data/train-0.parquet#12` is row 12 of a Parquet file whose column `image` is a
     struct with `bytes`, as Hugging Face writes them; `scan.dcm#3` is a file, of which frame 3 is meant (see
-    `split_path`). Raises RowError where the path leads outside `root`, where there is no such image, or where it is
-    larger than 64 MiB.
+    `split_path`); `train.jsonl#120+4096` is base64 text inside a row (see `inline`). Raises RowError where the path
+    leads outside `root`, where there is no such image, or where it is larger than 64 MiB.
     """
+    if (inline := inline_file(image_path)) is not None:
+        if inline[1] > MAX_FILE_BYTES:
+            raise RowError("image_too_large")
+        return read_inline(root, image_path)
     name, number = split_path(image_path)
     _check_name(name)
     if isinstance(root, LocalFolder):
@@ -100,6 +105,8 @@ def reading(root: Folder, upcoming: Iterable[str]) -> Iterator[Callable[[str], b
 
 def split_path(image_path: str) -> tuple[str, int | None]:
     """The name of the file, and the row or frame that is meant: `("scan.dcm", 3)` of `scan.dcm#3`, else None."""
+    if (inline := inline_file(image_path)) is not None:
+        return inline[0], None
     name, _, number = image_path.rpartition("#")
     if number.isdecimal() and name.endswith((".parquet", ".dcm")):
         return name, int(number)

@@ -144,7 +144,7 @@ class _S3Output(Output):
         except FileExistsError:
             raise ConfigError(f"output {str(self.work)!r} was published by another run meanwhile") from None
         finally:
-            self.work.remove([name for name in self.work.files(UNFINISHED)])
+            self.work.remove(self.work.files(UNFINISHED))
 
     def discard(self) -> None:
         self.work.remove(self.work.files())

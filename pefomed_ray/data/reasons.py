@@ -12,7 +12,7 @@ Reason = Literal[
     "empty_question",  # only where the task is vqa
     "empty_answer",
     "no_image",  # the row names none
-    "image_not_local",  # a data:, http: or other URL in place of a path
+    "image_not_local",  # an http: or other URL in place of a path
     "missing_image",
     "path_escape",  # the path leads out of the corpus folder
     "symlink_escape",  # a symbolic link leads out of the corpus folder

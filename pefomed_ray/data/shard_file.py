@@ -24,6 +24,7 @@ from pefomed_ray.artifacts.manifests import ShardFile
 from pefomed_ray.artifacts.records import RECORD_SCHEMA, SPLITS, Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes, sha256_file
 from pefomed_ray.data.images import reading, split_path
+from pefomed_ray.data.inline import inline_file
 from pefomed_ray.data.intake import Quarantined, RecordMaker, Tally, image_order, quarantine
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
@@ -39,14 +40,12 @@ ROW_GROUP_BYTES = 16 << 20
 """Of image bytes, repeated ones counted each time: what a reader of one row group holds in memory."""
 
 IMAGE_BYTES = "images.list.element.bytes"
-COMPRESSION = {
-    leaf: "zstd"
-    for leaf in (
-        "images.list.element.path",
-        "image_sha256.list.element",
-        *(field.name for field in RECORD_SCHEMA if field.name not in ("images", "image_sha256")),
-    )
-} | {IMAGE_BYTES: "none"}
+OTHER_COLUMNS = (
+    "images.list.element.path",
+    "image_sha256.list.element",
+    *(field.name for field in RECORD_SCHEMA if field.name not in ("images", "image_sha256")),
+)
+COMPRESSION = {IMAGE_BYTES: "none"} | dict.fromkeys(OTHER_COLUMNS, "zstd")
 """By column: JPEG and PNG are compressed already, trying again costs as much CPU as checking them."""
 
 
@@ -177,6 +176,8 @@ def _spec(split: Split, index: int, rows: list[tuple[int, Reference]], entries: 
 
 def _image_bytes(path: str, entries: dict[str, Entry | None]) -> int:
     """Of a file; 0 of a row inside a larger one, whose size nobody knows yet, and of one that is missing."""
+    if (inline := inline_file(path)) is not None:
+        return inline[1]
     name, number = split_path(path)
     entry = entries[name]
     return entry.size if entry and number is None else 0

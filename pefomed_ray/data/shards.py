@@ -41,7 +41,8 @@ def prepare(
 
     Both may be local paths or `s3://` URLs, visible to every node. Ray must have been started.
     Raises ConfigError and DataError as `take_in` does; DataError where a split has more bad rows than
-    `max_bad_fraction`, or no good one; DiskFullError; PefomedError where a store does not answer. Nothing is published then. Work that was cut off is kept beside the output for the same call to go on with.
+    `max_bad_fraction`, or no good one; DiskFullError; PefomedError where a store does not answer. Nothing is published
+    then. Work that was cut off is kept beside the output for the same call to go on with.
     """
     options = options or DataOptions()
     source, target = open_folder(root), open_folder(output)

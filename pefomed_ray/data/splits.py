@@ -32,7 +32,10 @@ def take_splits(rows: Numbered, shares: dict[Split, float], seed: int) -> Number
     """
     groups = sorted({row.group for _, row in rows if row.split == "train"})
     moved = _draw(groups, shares, seed)
-    return [(at, replace(row, split=moved.get(row.group, "train")) if row.split == "train" else row) for at, row in rows]
+    return [
+        (at, replace(row, split=moved[row.group]) if row.split == "train" and row.group in moved else row)
+        for at, row in rows
+    ]
 
 
 def _draw(groups: Sequence[str], shares: dict[Split, float], seed: int) -> dict[str, Split]:

@@ -1,5 +1,6 @@
 """Which rows are usable, what is counted, and what a quarantine entry may say; without Ray."""
 
+import base64
 import json
 import random
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.records import RECORD_SCHEMA, Reference
+from pefomed_ray.artifacts.storage import sha256_bytes
 from pefomed_ray.data.check import check
 from pefomed_ray.data.intake import image_order, take_in
 from pefomed_ray.data.options import DataOptions
@@ -59,27 +61,51 @@ FAULTS: dict[str, dict[str, Any]] = {
     "corrupt_image": {"image": "torn.jpg"},
     "image_format": {"image": "page.jpg"},
     "malformed_row": {"response": [SECRET]},
+    "symlink_escape": {"image": "outside.jpg"},
+    "image_frames": {"image": "moving.png"},
+    "image_too_large": {"image": "bomb.png"},
+    "trailing_bytes": {"image": "polyglot.jpg"},
+    "several_turns": {"history": [[SECRET, SECRET]]},
 }
+OTHER_FACES: dict[str, dict[str, Any]] = {
+    "corrupt_image": {"image": "empty.jpg"},
+    "image_format": {"image": "really-a-gif.jpg"},
+    "text_encoding": {"response": f"{SECRET}\ud8ff"},
+    "image_not_local": {"image": "http://127.0.0.1/x.jpg"},
+    "path_escape": {"image": "/etc/passwd"},
+}
+"""The same reasons by other ways."""
 
 
 def dirty_corpus(root: Path, good: int = 40, each: int = 5) -> Path:
     rows = [row(number) for number in range(good)]
-    for kind, changes in enumerate(FAULTS.values()):
+    for kind, changes in enumerate([*FAULTS.values(), *OTHER_FACES.values()]):
         for number in range(each):
             bad = row(1000 + 100 * kind + number) | changes
             rows.append(bad | {"id": f"{SECRET} {number}"} if changes == FAULTS["bad_id"] else bad)
     make_corpus(root, rows)
     (root / "torn.jpg").write_bytes(image(1)[:-300])
     (root / "page.jpg").write_bytes(b"<html></html>")
+    (root / "empty.jpg").touch()
+    (root / "polyglot.jpg").write_bytes(image(1) + b"PK\x03\x04 and what follows")
+    (root.parent / "outside.jpg").write_bytes(image(1))
+    (root / "outside.jpg").symlink_to(root.parent / "outside.jpg")
+    Image.new("L", (9000, 9000)).convert("1").save(root / "bomb.png")
+    frames = [Image.new("L", (8, 8), shade) for shade in (0, 200)]
+    frames[0].save(root / "moving.png", save_all=True, append_images=frames[1:])
+    frames[0].save(root / "really-a-gif.jpg", "GIF")
     return root
 
 
 def test_every_fault_gets_its_reason_and_no_good_row_is_lost(tmp_path: Path) -> None:
     report = check(dirty_corpus(tmp_path / "c"), DataOptions(max_bad_fraction=0.9, validation_fraction=0))
     assert report["rows"] == {"train": 40, "validation": 0, "test": 0}
-    assert report["quarantined"] == dict.fromkeys(sorted(FAULTS), 5)
+    assert report["quarantined"] == {kind: 10 if kind in OTHER_FACES else 5 for kind in sorted(FAULTS)}
     assert report["problem"] is None
-    assert [bad["line"] for bad in report["bad_rows"]] == [f"train.jsonl:{n}" for n in range(41, 41 + 5 * len(FAULTS))]
+    kinds = [*FAULTS, *OTHER_FACES]
+    lines = [f"train.jsonl:{n}" for n in range(41, 41 + 5 * len(kinds))]
+    expected = dict(zip(lines, [kind for kind in kinds for _ in range(5)], strict=True))
+    assert {bad["line"]: bad["reason_code"] for bad in report["bad_rows"]} == expected
     assert set(report["bad_rows"][0]) == {"id", "source", "line", "reason_code", "sha256"}
     assert "Roe" not in json.dumps(report)
     assert "4711" not in json.dumps(report)
@@ -97,7 +123,7 @@ def test_a_clean_corpus_has_nothing_in_quarantine(tmp_path: Path) -> None:
 
 def test_too_much_dirt_names_the_split_and_the_first_five(tmp_path: Path) -> None:
     problem = check(dirty_corpus(tmp_path / "c"))["problem"]
-    assert "split 'train': 65 of 105 rows" in problem
+    assert "split 'train': 115 of 155 rows" in problem
     assert problem.count("(bad_id)") == 5
     assert "duplicate_id" not in problem
 
@@ -236,3 +262,43 @@ def test_a_corpus_may_be_named_by_its_owner(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(row, encoding="utf-8")
     assert check(tmp_path, DataOptions(source="hospital-7"))["source"] == "hospital-7"
     assert check(tmp_path, DataOptions())["source"] == "jsonl"
+
+
+def test_images_inside_jsonl_rows_are_read_and_checked(tmp_path: Path) -> None:
+    def url(data: bytes) -> str:
+        return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+    rows = [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "Where?"},
+                        {"type": "image_url", "image_url": {"url": url(data)}},
+                    ],
+                },
+                {"role": "assistant", "content": "Left"},
+            ]
+        }
+        for data in (image(1), image(2), image(1)[:-200])
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check(tmp_path, DataOptions(max_bad_fraction=0.5, validation_fraction=0))
+    assert (report["rows"]["train"], report["quarantined"]) == (2, {"corrupt_image": 1})
+
+
+def test_images_are_made_smaller_on_request(tmp_path: Path) -> None:
+    root = make_corpus(tmp_path / "c", [row(n) for n in range(7)])
+    sides = {}
+    for limit in (None, 24):
+        options = DataOptions(max_side_px=limit, validation_fraction=0, licence="open")
+        folder, output = open_folder(root), open_folder(tmp_path / f"out-{limit}")
+        (spec,) = plan_shards(take_in(folder, options).references, folder, 0, options.shard_bytes)
+        write_shard(spec, folder, output, "jsonl", options)
+        table = pq.read_table(tmp_path / f"out-{limit}" / spec.path)
+        found = [image["bytes"] for images in table["images"].to_pylist() for image in images]
+        sides[limit] = {max(Image.open(BytesIO(data)).size) for data in found}
+        digests = [digest for digests in table["image_sha256"].to_pylist() for digest in digests]
+        assert digests == [sha256_bytes(data) for data in found]
+    assert sides == {None: {48}, 24: {24}}
