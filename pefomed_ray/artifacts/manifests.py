@@ -95,7 +95,8 @@ class FeatureCacheManifest(_Document):
 
     schema_version: Literal[1] = 1
     key: FeaturesKey
-    shards_digest: str
+    shards: tuple[str, ...]
+    """Digests of the shards whose images are in it."""
     splits: tuple[str, ...]
     dtype: Literal["float16", "bfloat16"]
     shape: tuple[int, int]

@@ -104,7 +104,7 @@ def data_prepare(root: str, output: str, options: Words = None, json: Json = Fal
 @data_app.command("cache")
 @exits_with_code
 def data_cache(
-    shards: str,
+    shards: Annotated[str, typer.Argument(help="Folder of shards; several, joined by commas, for a mixture.")],
     output: str,
     options: Annotated[list[str] | None, typer.Argument(help="key=value: base=embedded template=short ...")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Make it however large it is.")] = False,
@@ -119,10 +119,11 @@ def data_cache(
     from pefomed_ray.data.cache_plan import plan_cache
     from pefomed_ray.rendering.key import features_key
 
-    config, source, target = feature_cache_config(options or []), open_folder(shards).url, local_path(output)
+    config, target = feature_cache_config(options or []), local_path(output)
+    sources = [open_folder(folder).url for folder in shards.split(",")]
     base = base_folder(config.base)
     key = features_key(base, config.template)
-    plan = plan_cache(source, target, features_shape(base), config.splits)
+    plan = plan_cache(sources, target, features_shape(base), config.splits)
     accept_size(plan, config.limit_gb, yes=yes)
     from functools import partial
 

@@ -65,7 +65,7 @@ def build_cache(
         pq.write_table(_index(plan), partial / INDEX_FILE)
         manifest = FeatureCacheManifest(
             key=key,
-            shards_digest=plan.shards_digest,
+            shards=plan.shards,
             splits=tuple(plan.indexes),
             dtype=config.dtype,
             shape=plan.shape,

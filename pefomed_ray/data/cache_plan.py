@@ -1,6 +1,7 @@
 """Which images a feature cache will hold, in which file, and how large it gets: all that is known before Ray starts."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from pefomed_ray.artifacts.manifests import load_shard_manifest
 from pefomed_ray.artifacts.records import SPLITS
 from pefomed_ray.artifacts.storage import check_output_is_free
 from pefomed_ray.data.feature_cache import image_digests
-from pefomed_ray.data.plan import RowIndex, open_index
+from pefomed_ray.data.plan import RowIndex, open_mixture
 from pefomed_ray.errors import DataError, PefomedError
 
 FILE_BYTES = 256 << 20
@@ -35,7 +36,8 @@ class ImagePlace:
 class CachePlan:
     """The distinct images of some splits, in the order of the shards: neighbours lie in one row group."""
 
-    shards_digest: str
+    shards: tuple[str, ...]
+    """Digests."""
     indexes: dict[str, RowIndex]
     """By split."""
     images: list[ImagePlace]
@@ -65,7 +67,7 @@ class CachePlan:
 
 
 def plan_cache(
-    shards: str | Path,
+    shards: Sequence[str | Path],
     output: Path,
     shape: tuple[int, int],
     splits: tuple[str, ...] | None = None,
@@ -73,21 +75,22 @@ def plan_cache(
 ) -> CachePlan:
     """Plan a cache of these splits (default: all with rows) in `output`, a folder that must not hold anything yet.
 
-    `shards` is a local path or an `s3://` URL; `shape` is that of one image's features.
+    `shards` are local paths or `s3://` URLs, several for a mixture; `shape` is that of one image's features.
 
-    Raises ConfigError for a taken output, DataError where there are no shards or a split has no rows, PefomedError
+    Raises ConfigError for a taken output, DataError where there are no shards or none has rows of a split, PefomedError
     where the disk has too little space.
     """
     check_output_is_free(output)
-    manifest = load_shard_manifest(shards)
-    chosen = splits or tuple(split for split in SPLITS if manifest.rows.get(split))
-    indexes = {split: open_index(shards, split) for split in chosen}
+    manifests = [load_shard_manifest(folder) for folder in shards]
+    chosen = splits or tuple(split for split in SPLITS if any(manifest.rows.get(split) for manifest in manifests))
+    indexes = {split: open_mixture([(folder, 1.0) for folder in shards], split) for split in chosen}
     images = _distinct_images(indexes)
     if not images:
-        raise DataError(f"shards {str(shards)!r}: no row of {', '.join(chosen) or 'any split'} has an image")
+        where = ", ".join(repr(str(folder)) for folder in shards)
+        raise DataError(f"shards {where}: no row of {', '.join(chosen) or 'any split'} has an image")
     image_bytes = shape[0] * shape[1] * VALUE_BYTES
     each = images_per_file or max(1, min(FILE_BYTES // image_bytes, FILE_IMAGES))
-    plan = CachePlan(manifest.digest, indexes, images, shape, each)
+    plan = CachePlan(tuple(manifest.digest for manifest in manifests), indexes, images, shape, each)
     _check_space(plan, output)
     return plan
 

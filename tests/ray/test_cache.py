@@ -39,7 +39,7 @@ IMAGES = 13
 def build(
     shards: Path, output: Path, open_tower: OpenTower = OPEN_TOWER, each: int = 5, **options: Any
 ) -> FeatureCacheManifest:
-    plan = plan_cache(shards, output, features_shape(EMBEDDED_FOLDER), images_per_file=each)
+    plan = plan_cache([shards], output, features_shape(EMBEDDED_FOLDER), images_per_file=each)
     key = features_key(EMBEDDED_FOLDER, "short")
     return build_cache(plan, output, key, open_tower, FeatureCacheConfig(**options))
 
@@ -87,7 +87,7 @@ def test_features_are_the_towers_rounded(dtype: str, cache: Path, phantom_shards
 
 def test_two_workers_write_the_bytes_of_one(cache: Path, phantom_shards: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    plan = plan_cache(phantom_shards, tmp_path / "two", (36, 512), images_per_file=5)
+    plan = plan_cache([phantom_shards], tmp_path / "two", (36, 512), images_per_file=5)
     config = FeatureCacheConfig(workers=2)
     key = features_key(EMBEDDED_FOLDER, "short")
     build_cache(plan, tmp_path / "two", key, OPEN_TOWER, config, lambda done, total: seen.append((done, total)))

@@ -78,7 +78,7 @@ def write_cache(folder: Path, shards: Path, names: list[str], splits: tuple[str,
         places += [{"image_sha256": digest(names[i]), "file": number // 2, "row": i - number} for i in some]
     pq.write_table(pa.Table.from_pylist(places, INDEX_SCHEMA), folder / "index.parquet")
     manifest = FeatureCacheManifest(
-        key=KEY, shards_digest=load_shard_manifest(shards).digest, splits=splits, dtype="float16", shape=SHAPE,
+        key=KEY, shards=(load_shard_manifest(shards).digest,), splits=splits, dtype="float16", shape=SHAPE,
         images=len(names), index_sha256=sha256_file(folder / "index.parquet"), files=tuple(files), made_by={},
     )  # fmt: skip
     save_document(manifest, folder / "cache.json")
@@ -194,7 +194,7 @@ def test_a_process_opens_a_cache_once_and_another_one_in_its_place_anew(
 
 
 def test_every_image_is_planned_once_in_the_order_of_the_shards(shards: Path, tmp_path: Path) -> None:
-    plan = plan_cache(shards, tmp_path / "out", SHAPE, images_per_file=3)
+    plan = plan_cache([shards], tmp_path / "out", SHAPE, images_per_file=3)
     assert [place.sha256 for place in plan.images] == [digest(name) for name in ("i0", "i1", "i2", "i3")]
     assert [(place.split, place.row, place.position) for place in plan.images] == [
         ("train", 0, 0), ("train", 1, 0), ("train", 2, 0), ("test", 0, 0),
@@ -202,16 +202,24 @@ def test_every_image_is_planned_once_in_the_order_of_the_shards(shards: Path, tm
     assert [len(file) for file in plan.files] == [3, 1]
     assert plan.bytes == 4 * 3 * 4 * 2
     assert plan.describe().startswith("4 images x 3 visual tokens x 4 x 2 bytes = ")
-    assert len(plan_cache(shards, tmp_path / "out", SHAPE, splits=("test",)).images) == 2
+    assert len(plan_cache([shards], tmp_path / "out", SHAPE, splits=("test",)).images) == 2
     with pytest.raises(DataError, match="no rows for split 'validation'"):
-        plan_cache(shards, tmp_path / "out", SHAPE, splits=("validation",))
+        plan_cache([shards], tmp_path / "out", SHAPE, splits=("validation",))
     with pytest.raises(ConfigError, match="not empty"):
-        plan_cache(shards, shards, SHAPE)
+        plan_cache([shards], shards, SHAPE)
+
+
+def test_a_mixture_is_planned_as_one(shards: Path, tmp_path: Path) -> None:
+    others = write_shards(tmp_path / "others", {"train": [["i3"], ["i4"]], "validation": [["i5"]]})
+    plan = plan_cache([shards, others], tmp_path / "out", SHAPE)
+    assert [place.sha256 for place in plan.images] == [digest(f"i{n}") for n in (0, 1, 2, 3, 4, 5)]
+    assert [(place.split, place.row) for place in plan.images[3:]] == [("train", 4), ("train", 5), ("validation", 0)]
+    assert plan.shards == (load_shard_manifest(shards).digest, load_shard_manifest(others).digest)
 
 
 def test_files_hold_a_quarter_of_a_gigabyte_at_the_papers_sizes(shards: Path, tmp_path: Path) -> None:
     paper = (256, 5632)
-    plan = plan_cache(shards, tmp_path / "out", paper)
+    plan = plan_cache([shards], tmp_path / "out", paper)
     assert plan.images_per_file == 93
     assert plan.images_per_file * paper[0] * paper[1] * 2 <= cache_plan.FILE_BYTES
 
@@ -222,16 +230,16 @@ def test_a_full_disk_is_found_before_anything_runs(
     output = tmp_path / "not" / "yet" / "there"
     free = {"bytes": 96}
     monkeypatch.setattr(cache_plan.shutil, "disk_usage", lambda path: SimpleNamespace(free=free["bytes"]))
-    plan_cache(shards, output, SHAPE)
+    plan_cache([shards], output, SHAPE)
     free["bytes"] = 95
     with pytest.raises(PefomedError, match="95 bytes free, the features take 96"):
-        plan_cache(shards, output, SHAPE)
+        plan_cache([shards], output, SHAPE)
 
 
 @pytest.fixture
 def ask(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Offer a plan of 96 bytes: (terminal, answer, limit in bytes, --yes) -> the questions asked."""
-    plan: CachePlan = plan_cache(shards, tmp_path / "out", SHAPE)
+    plan: CachePlan = plan_cache([shards], tmp_path / "out", SHAPE)
 
     def offer(terminal: bool, answer: bool, limit: int, yes: bool) -> list[str]:
         asked: list[str] = []
