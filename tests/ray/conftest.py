@@ -9,8 +9,11 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def local_ray() -> Iterator[Path]:
-    """Ray with two logical CPUs; its files lie in a folder of their own under /tmp (sockets allow 107 characters)."""
+def local_ray(s3_server: str) -> Iterator[Path]:
+    """Ray with two logical CPUs; its files lie in a folder of their own under /tmp (sockets allow 107 characters).
+
+    Its workers inherit the variables that lead to the S3 server.
+    """
     import ray
 
     folder = tempfile.mkdtemp(prefix="pfr-", dir="/tmp")

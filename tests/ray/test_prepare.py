@@ -2,16 +2,21 @@
 
 import json
 import random
+import threading
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pefomed_ray.artifacts.manifests import load_shard_manifest
-from pefomed_ray.artifacts.storage import sha256_file
+from pefomed_ray.artifacts.folders import open_folder
+from pefomed_ray.artifacts.folders import s3 as file_system
+from pefomed_ray.artifacts.manifests import ShardManifest, load_shard_manifest
+from pefomed_ray.artifacts.storage import sha256_bytes, sha256_file
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.plan import epoch_order, open_index, read_rows
 from pefomed_ray.data.shards import prepare
@@ -101,14 +106,97 @@ def test_an_output_in_use_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out/mine.txt").read_text() == "keep"
 
 
-def test_real_slake_in_english(data_dir: Path, tmp_path: Path) -> None:
-    manifest = prepare(data_dir / "slake", tmp_path / "out", DataOptions(language="en"))
-    assert manifest.rows == {"train": 4918, "validation": 1053, "test": 1061}
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", BAD_ROWS[:1])
+    options = DataOptions(shard_bytes=10_000)
+
+    def cut_off(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus, tmp_path / "a", options, cut_off)
+    assert not (tmp_path / "a").exists()
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / ".a.unfinished/train").iterdir()}
+    assert finished
+    prepare(corpus, tmp_path / "a", options)
+    kept = [path for path, at in finished.items() if (tmp_path / "a/train" / path.name).stat().st_mtime_ns == at]
+    assert kept == list(finished)
+    prepare(corpus, tmp_path / "b", options)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "corpus"]
+
+
+def make_large_corpus(root: Path) -> Path:
+    """Sixty images of noise, some of them torn: shards that take long enough to be killed in."""
+    root.mkdir()
+    for number in range(60):
+        noise = Image.frombytes("RGB", (512, 512), random.Random(number).randbytes(3 * 512 * 512))
+        noise.save(root / f"i{number}.png", compress_level=1)
+    for number in range(0, 60, 20):
+        path = root / f"i{number}.png"
+        path.write_bytes(path.read_bytes()[:-1000])
+    rows = [{"id": f"q{n}", "query": "?", "response": "Left", "image": f"i{n % 60}.png"} for n in range(600)]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def kill_a_data_worker(killed: list[int], done: threading.Event) -> None:
+    """SIGKILL to the first worker process of this Ray that is at a shard."""
+    while not done.wait(0.005):
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if "_task" in " ".join(process.cmdline()) and not killed:
+                    process.kill()
+                    killed.append(process.pid)
+
+
+def test_a_killed_data_worker_changes_nothing(tmp_path: Path) -> None:
+    corpus = make_large_corpus(tmp_path / "corpus")
+    options = DataOptions(shard_bytes=2 << 20, max_bad_fraction=0.1)
+    clean = prepare(corpus, tmp_path / "clean", options)
+    assert clean.quarantined == {"corrupt_image": 30}
+    killed: list[int] = []
+    done = threading.Event()
+    killer = threading.Thread(target=kill_a_data_worker, args=(killed, done))
+    killer.start()
+    try:
+        prepare(corpus, tmp_path / "killed", options)
+    finally:
+        done.set()
+        killer.join()
+    assert killed  # the control: somebody was killed while at work
+    assert contents(tmp_path / "killed") == contents(tmp_path / "clean")
+    entries = [line for path in (tmp_path / "killed/quarantine").iterdir() for line in path.read_text().splitlines()]
+    assert len(entries) == len(set(entries)) == 30
+
+
+@pytest.mark.parametrize(
+    ("corpus", "options", "rows"),
+    [
+        ("slake", {"language": "en"}, {"train": 4918, "validation": 1053, "test": 1061}),
+        ("rocov2", {}, {"train": 400, "validation": 60, "test": 60}),
+    ],
+)
+def test_real_corpora_are_the_same_from_disk_and_from_s3(
+    corpus: str, options: dict[str, Any], rows: dict[str, int], data_dir: Path, s3: str, tmp_path: Path
+) -> None:
+    chosen = DataOptions(**options)
+    local = prepare(data_dir / corpus, tmp_path / "out", chosen)
+    assert local.rows == rows
+    file_system().put(f"{data_dir / corpus}/", f"{s3}/{corpus}/", recursive=True)
+    prepare(f"{s3}/{corpus}", f"{s3}/out", chosen)
+    remote = open_folder(f"{s3}/out")
+    assert {name: sha256_bytes(remote.read_bytes(name)) for name in remote.files()} == contents(tmp_path / "out")
+    if corpus == "slake":
+        check_slake(local, data_dir / "slake", tmp_path / "out")
+
+
+def check_slake(manifest: ShardManifest, corpus: Path, output: Path) -> None:
     assert manifest.quarantined == {"empty_answer": 1}
     assert manifest.made_by["rows_in"] == {"train": 4919, "validation": 1053, "test": 1061}
-    (entry,) = [json.loads(line) for line in (tmp_path / "out/quarantine/train.jsonl").read_text().splitlines()]
+    (entry,) = [json.loads(line) for line in (output / "quarantine/train.jsonl").read_text().splitlines()]
     assert (entry["id"], entry["line"]) == ("1622", "train.json[1622]")
     assert set(manifest.image_overlap.values()) == {0}
     # Ten questions an image, each image stored about once.
-    corpus = sum(path.stat().st_size for path in (data_dir / "slake/imgs").rglob("*.jpg"))
-    assert sum(manifest.bytes.values()) < 1.3 * corpus
+    images = sum(path.stat().st_size for path in (corpus / "imgs").rglob("*.jpg"))
+    assert sum(manifest.bytes.values()) < 1.3 * images

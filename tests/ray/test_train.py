@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import ConfigError, DivergedError
@@ -96,6 +97,24 @@ def test_stage_two_starts_from_stage_one(two_workers: TrainResult, phantom_shard
     fresh = config(phantom_shards, tmp_path / "f", training=tiny, optimizer=still)
     # The control: without it, the run starts from the base.
     assert abs(alone(fresh, tmp_path / "f").epochs[0]["loss"] - expected) > 0.01
+
+
+def test_a_mixture_from_disk_and_from_s3(phantom_shards: Path, s3: str, tmp_path: Path) -> None:
+    remote = open_folder(f"{s3}/shards")
+    for path in phantom_shards.rglob("*"):
+        if path.is_file():
+            remote.write_bytes(path.relative_to(phantom_shards).as_posix(), path.read_bytes())
+    parts = [{"shards": str(phantom_shards), "weight": 3}, {"shards": remote.url, "weight": 1}]
+    tiny = {"epochs": 1, "batch_size": 9, "micro_batch_size": 9}
+    result = alone(config(phantom_shards, tmp_path / "m", data={"shards": parts}, training=tiny), tmp_path / "m")
+    assert result.epochs[0]["steps"] == 6  # twice 27 rows
+    assert result.epochs[0]["n"] == 5
+    lineage = json.loads((result.bundle / "lineage.json").read_text())
+    assert [part["weight"] for part in lineage["mixture"]] == [3, 1]
+    assert len({part["shards"] for part in lineage["mixture"]}) == 1  # the same shards, wherever they lie
+    nowhere = [parts[0], {"shards": f"{s3}/none"}]
+    with pytest.raises(ConfigError, match="none"):
+        train(config(phantom_shards, tmp_path / "n", data={"shards": nowhere}))
 
 
 def test_divergence_arrives_as_our_error_and_publishes_nothing(phantom_shards: Path, tmp_path: Path) -> None:
