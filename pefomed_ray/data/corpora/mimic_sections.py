@@ -8,8 +8,10 @@ comparison of spellings, and their list of 54 studies that need hand-made rules 
 
 import re
 from difflib import get_close_matches
+from functools import lru_cache
 
 HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+"""What follows the colon may be a line end. The next line, "AP CHEST: clear" say, is then text and no header."""
 BLANK_LINE = "\n \n"
 PREFERENCE = ("impression", "findings", "last_paragraph", "comparison")
 
@@ -31,14 +33,13 @@ def sections_of(report: str) -> list[tuple[str, str]]:
     A report without headers is one section, `full report`. Impressions and findings without text are left out. Where
     neither is left, what follows the first paragraph of the last section is `last_paragraph`.
     """
-    sections = [(name, text.strip()) for name, text in _headed(report)]
-    sections = [(name, text) for name, text in sections if text or name not in ("impression", "findings")]
-    if sections and not {"impression", "findings"} & {name for name, _ in sections}:
+    sections = [(name, text) for name, text in _headed(report) if text.strip() or name not in PREFERENCE[:2]]
+    if not {"impression", "findings"} & {name for name, _ in sections}:
         name, text = sections[-1]
         first, blank, rest = text.partition(BLANK_LINE)
         if blank:
-            sections[-1:] = [(name, first.strip()), ("last_paragraph", rest.strip())]
-    return sections
+            sections[-1:] = [(name, first), ("last_paragraph", rest)]
+    return [(name, text.strip()) for name, text in sections]
 
 
 def preferred_section(report: str) -> tuple[str, str]:
@@ -48,19 +49,15 @@ def preferred_section(report: str) -> tuple[str, str]:
 
 
 def _headed(report: str) -> list[tuple[str, str]]:
-    header = HEADER.search(report)
-    if not header:
+    headers = list(HEADER.finditer(report))
+    if not headers:
         return [("full report", report)]
-    sections = [("preamble", report[: header.start()])]
-    while header:
-        start = header.end()
-        # Not on the rest of this line, and not on the next where this one is empty: "IMPRESSION:\n AP CHEST: clear".
-        following = HEADER.search(report, max(report.find("\n", start), start))
-        sections.append((_name(header[1]), report[start : following.start() if following else None]))
-        header = following
-    return sections
+    ends = [*(header.start() for header in headers[1:]), len(report)]
+    texts = [(_name(header[1]), report[header.end() : end]) for header, end in zip(headers, ends, strict=True)]
+    return [("preamble", report[: headers[0].start()]), *texts]
 
 
+@lru_cache(maxsize=4096)  # a few dozen headers are nearly all of a million
 def _name(header: str) -> str:
     name = header.lower().strip()
     if name in OTHER_NAMES:

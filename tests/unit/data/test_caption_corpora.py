@@ -350,3 +350,14 @@ def test_licences_are_open_and_splits_are_told() -> None:
     readers = (roco, rocov2, imageclef, medicat)
     assert [reader.LICENCE for reader in readers] == ["open"] * 4
     assert [reader.OFFICIAL_SPLITS for reader in readers] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("make", [make_rocov2, make_clef, make_parquet])
+def test_rows_are_the_same_from_s3(tmp_path: Path, s3: str, make: Any) -> None:
+    make(tmp_path)
+    there = open_folder(s3 + "/corpus")
+    for name in open_folder(tmp_path).files():
+        there.write_bytes(name, (tmp_path / name).read_bytes())
+    rows = list(open_corpus(there).read(there, DataOptions()))
+    assert rows
+    assert rows == read(tmp_path)
