@@ -18,6 +18,7 @@ from pefomed_ray.errors import ConfigError, PefomedError, original_error
 from pefomed_ray.search.space import check_search, output_dir, trial_config
 from pefomed_ray.search.trial import run_trial
 from pefomed_ray.training.feed import DATA_WORKER_CPUS
+from pefomed_ray.training.preflight import with_absolute_paths
 from pefomed_ray.training.trainer import publish
 
 OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
@@ -66,7 +67,8 @@ def run_search(
     output.mkdir(parents=True, exist_ok=True)
     save_config(search, output / "search.yaml")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    results = _tuner(search, values, first, output, on_report).fit()
+    preset = with_absolute_paths(first).model_dump(mode="json")
+    results = _tuner(search, preset, first, output, on_report).fit()
     rows = sorted(
         (_row(result, output, search.metric, first.training.epochs) for result in results),
         key=lambda row: (row.value is None, -(row.value or 0.0), row.trial),

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from pefomed_ray.artifacts.base import base_folder, check_lora_targets
+from pefomed_ray.artifacts.base import EMBEDDED, base_folder, check_lora_targets
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, load_shard_manifest
 from pefomed_ray.artifacts.storage import check_output_is_free, local_path
@@ -19,6 +19,24 @@ SPLITS_USED = ("train", "validation")
 def output_dir(config: TrainConfig) -> Path:
     """Where a run writes: `output_dir`, else `runs/<name>`."""
     return local_path(config.output_dir or f"runs/{config.name}")
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same run from any folder: what is relative to this process's is lost on workers, which run in their own."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(local_path(path))
+
+    parts = tuple(part.model_copy(update={"shards": open_folder(part.shards).url}) for part in config.data.shards)
+    changes = {"shards": parts, "feature_cache": absolute(config.data.feature_cache)}
+    base = config.base.path
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=changes),
+            "base": config.base.model_copy(update={"path": base if base == EMBEDDED else absolute(base)}),
+            "init_from": absolute(config.init_from),
+        }
+    )
 
 
 def check_run(config: TrainConfig) -> None:

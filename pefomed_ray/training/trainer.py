@@ -20,7 +20,7 @@ from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, original_error
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
 from pefomed_ray.training.order import TrainingOrder, rows_of
-from pefomed_ray.training.preflight import check_run, output_dir
+from pefomed_ray.training.preflight import check_run, output_dir, with_absolute_paths
 from pefomed_ray.training.worker import train_worker
 
 COLLECTIVE_TIMEOUT_S = 300
@@ -65,6 +65,7 @@ def train(config: TrainConfig, on_epoch: OnEpoch = lambda epoch, row: None) -> T
     """
     check_run(config)
     check_resources(config)
+    config = with_absolute_paths(config)
     output = output_dir(config)
     output.mkdir(parents=True, exist_ok=True)
     save_config(config, output / "run.yaml")
