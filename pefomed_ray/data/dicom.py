@@ -71,7 +71,7 @@ def dicom_to_png(data: bytes, frame: int = 0, *, allow_burned_in: bool = False) 
     Raises RowError, and ConfigError where the packages of the extra `dicom` are not installed. Sizes are checked by
     the header before a pixel is decoded, and by the compressed frame's own header before its decoder allocates.
     """
-    _require_packages()
+    require_packages()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote what they complain about
@@ -82,7 +82,8 @@ def dicom_to_png(data: bytes, frame: int = 0, *, allow_burned_in: bool = False) 
         raise RowError("corrupt_image") from None
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Raise ConfigError where the packages of the extra `dicom` are not installed; quiet them where they are."""
     try:
         import libjpeg  # noqa: F401
         import openjpeg  # noqa: F401

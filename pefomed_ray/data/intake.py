@@ -14,7 +14,7 @@ from pefomed_ray.artifacts.records import SPLITS, Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes
 from pefomed_ray.data.corpora import READERS, open_corpus
 from pefomed_ray.data.corpora.reading import BadRow, Reader
-from pefomed_ray.data.dicom import dicom_to_png, is_dicom
+from pefomed_ray.data.dicom import dicom_to_png, is_dicom, require_packages
 from pefomed_ray.data.images import check_image, split_path
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import Reason, RowError
@@ -181,6 +181,8 @@ def take_in(root: Folder, options: DataOptions) -> Intake:
             references.append((position, row))
     if not references and not quarantined:
         raise DataError(f"the corpus {str(root)!r} is empty: no row was read (reader {reader.NAME}, options {options})")
+    if any(split_path(path)[0].endswith(".dcm") for _, row in references for path in row.image_paths):
+        require_packages()  # better now than in a task
     shares = missing_splits(references, reader.OFFICIAL_SPLITS, options)
     references = take_splits(references, shares, options.seed)
     rows_in = Counter([row.split for _, row in references] + [row.split for row in quarantined])

@@ -3,6 +3,7 @@
 Letters of the shapes: H height, W width, C colour channel.
 """
 
+import json
 import logging
 import struct
 import sys
@@ -13,12 +14,18 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pefomed_ray.artifacts.folders import open_folder
+from pefomed_ray.data.check import check
 from pefomed_ray.data.dicom import TAGS, dicom_to_png, is_dicom
 from pefomed_ray.data.images import check_image
+from pefomed_ray.data.intake import take_in
+from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
+from pefomed_ray.data.shard_file import plan_shards, write_shard
 from pefomed_ray.errors import ConfigError
 
 pydicom = pytest.importorskip("pydicom")
@@ -602,3 +609,45 @@ def test_the_same_bytes_each_time() -> None:
     data = dicom(FRAMES, WindowCenter=600, WindowWidth=300)
     assert dicom_to_png(data, 1) == dicom_to_png(data, 1)
     assert dicom_to_png(data, 1) != dicom_to_png(data, 0)
+
+
+def dicom_corpus(root: Path) -> Path:
+    """Two frames of one file, a screenshot, and a file that lacks the frame asked for."""
+    root.mkdir()
+    frames = np.stack([np.full((16, 16), 10, np.uint8), np.arange(256, dtype=np.uint8).reshape(16, 16)])
+    (root / "scan.dcm").write_bytes(dicom(frames, PatientName=CANARY))
+    (root / "shot.dcm").write_bytes(dicom(frames[0], SOPClassUID=SECONDARY_CAPTURE, Modality="OT"))
+    images = ["scan.dcm", "scan.dcm#1", "shot.dcm", "scan.dcm#7"]
+    rows = [{"id": f"q{n}", "response": "A chest film.", "image": image} for n, image in enumerate(images)]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_a_corpus_of_dicom_files_becomes_png(tmp_path: Path) -> None:
+    root = open_folder(dicom_corpus(tmp_path / "c"))
+    options = DataOptions(max_bad_fraction=0.5, validation_fraction=0)
+    (spec,) = plan_shards(take_in(root, options).references, root, 0, options.shard_bytes)
+    result = write_shard(spec, root, open_folder(tmp_path / "out"), "jsonl", options)
+    assert sorted((row.id, row.reason) for row in result.quarantined) == [
+        ("q2", "burned_in_annotation"),
+        ("q3", "missing_frame"),
+    ]
+    shard = (tmp_path / "out" / spec.path).read_bytes()
+    assert CANARY.encode() not in shard
+    assert CANARY.encode() in (tmp_path / "c/scan.dcm").read_bytes()  # the control
+    records = {record["id"]: record for record in pq.read_table(tmp_path / "out" / spec.path).to_pylist()}
+    pixels = {name: np.asarray(Image.open(BytesIO(record["images"][0]["bytes"]))) for name, record in records.items()}
+    assert len(np.unique(pixels["q0"])) == 1
+    assert_levels(pixels["q1"], np.arange(256).reshape(16, 16))
+    allowed = check(tmp_path / "c", DataOptions(max_bad_fraction=0.5, validation_fraction=0, allow_burned_in=True))
+    assert allowed["quarantined"] == {"missing_frame": 1}
+
+
+def test_without_the_extra_a_corpus_with_dicom_files_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = open_folder(dicom_corpus(tmp_path / "c"))
+    take_in(root, DataOptions())
+    monkeypatch.setitem(sys.modules, "openjpeg", None)
+    with pytest.raises(ConfigError, match="dicom"):
+        take_in(root, DataOptions())
