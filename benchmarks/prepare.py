@@ -1,4 +1,4 @@
-"""A corpus to shards: Ray Data on two CPUs, beside the same functions in one process and Hugging Face `datasets`.
+"""A corpus to shards: Ray Data on two CPUs, beside a plain loop in one process and Hugging Face `datasets`.
 
 10,000 rows name a 512 px JPEG file each; 1,000 pictures are distinct, the other files are hard links to them. All arms
 read each file, check it as `check_image` does, hash it and write Parquet with the bytes inside; the first two give the
@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ import typer
 from benchmarks._measure import JsonOption, QuickOption, a_a, finish, per_arm, ratio, run_rounds, timed
 from benchmarks._pictures import write_corpus
 from benchmarks._ray import ray_workers, scratch_with_ray
-from pefomed_ray.artifacts.folders import LocalFolder, open_folder
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_shard_manifest
 from pefomed_ray.artifacts.storage import sha256_bytes, sha256_file
 from pefomed_ray.data.images import check_image
-from pefomed_ray.data.intake import take_in
+from pefomed_ray.data.intake import RecordMaker, take_in, usable_image
 from pefomed_ray.data.options import DataOptions
-from pefomed_ray.data.shard_file import plan_shards, write_shard
+from pefomed_ray.data.shard_file import plan_shards, write_parquet
 from pefomed_ray.data.shards import prepare
 
 SIDE_PX = 512
@@ -100,11 +100,15 @@ def with_ray(corpus: Path, output: Path) -> None:
 
 
 def in_one_process(corpus: Path, output: Path) -> None:
-    """The same shards, one after the other, without Ray. No manifest."""
-    root, target = open_folder(corpus), LocalFolder(output)
+    """The same shards by a plain loop in one thread: read, check, hash, write. No manifest."""
+    root = open_folder(corpus)
     intake = take_in(root, OPTIONS)
+    maker = RecordMaker(lru_cache(maxsize=8)(partial(usable_image, root=root, options=OPTIONS)), intake.source)
     for spec in plan_shards(intake.references, root, OPTIONS.seed, OPTIONS.shard_bytes):
-        write_shard(spec, root, target, intake.source, OPTIONS)
+        path = output / spec.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(path, (maker.make(row) for _, row in spec.rows))
+        sha256_file(path)
 
 
 def with_datasets(corpus: Path, output: Path) -> None:

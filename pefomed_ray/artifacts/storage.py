@@ -43,9 +43,12 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)  # json.dumps would make one for each call
+
+
 def digest_of(value: Any) -> str:
     """Digest of a JSON-able value, independent of key order."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+    return sha256_bytes(_CANONICAL.encode(value).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,6 +13,10 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+FAST = {
+    # Ray Data waits a tenth of a second twice before it gives a worker its next task, once without this thread.
+    "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",
+}
 
 
 def own_cluster() -> bool:
@@ -26,7 +30,7 @@ def set_defaults() -> None:
     A cluster of our own authenticates by a token: Ray's ports are open to this machine's other users without it. The
     token lives in the environment of our processes and in no file.
     """
-    for name, value in QUIET.items():
+    for name, value in (QUIET | FAST).items():
         os.environ.setdefault(name, value)
     if own_cluster():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

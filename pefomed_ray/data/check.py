@@ -17,7 +17,7 @@ from pefomed_ray.artifacts.folders import Folder, open_folder
 from pefomed_ray.artifacts.records import SPLITS, Reference
 from pefomed_ray.data.check_page import check_page_is_free, write_page
 from pefomed_ray.data.dirt import WHY, WHY_QUARANTINED, UsableRow, find_dirt
-from pefomed_ray.data.images import FORMATS, reading, split_path
+from pefomed_ray.data.images import FORMATS, split_path
 from pefomed_ray.data.intake import (
     Intake,
     Quarantined,
@@ -25,6 +25,7 @@ from pefomed_ray.data.intake import (
     Tally,
     dirt_verdict,
     image_order,
+    images_ahead,
     quarantine,
     take_in,
 )
@@ -169,8 +170,8 @@ def _survey(folder: Folder, intake: Intake, options: DataOptions, on_progress: O
     survey = Survey(bad=[(row, None) for row in intake.quarantined])
     lists = image_order(intake.references, options.seed)
     done = 0
-    with reading(folder, [path for rows in lists for path in rows[0][1].image_paths]) as read:
-        maker = RecordMaker(read, intake.source, options)
+    with images_ahead(folder, (row for rows in lists for _, row in rows), options) as image:
+        maker = RecordMaker(image, intake.source)
         for rows_of_image in lists:
             for position, reference in rows_of_image:
                 try:

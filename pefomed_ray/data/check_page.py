@@ -6,7 +6,6 @@ Pictures of the rows in question are on it where the licence class of the corpus
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from PIL import Image
 from pefomed_ray.artifacts.folders import Folder
 from pefomed_ray.artifacts.records import Reference
 from pefomed_ray.artifacts.storage import write_bytes
-from pefomed_ray.data.images import FORMATS, read_image
-from pefomed_ray.data.intake import RecordMaker
+from pefomed_ray.data.images import FORMATS
+from pefomed_ray.data.intake import usable_image
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
 from pefomed_ray.errors import ConfigError
@@ -72,12 +71,12 @@ class Pictures:
     """Thumbnails of images that passed the checks."""
 
     def __init__(self, folder: Folder, options: DataOptions) -> None:
-        small = replace(options, max_side_px=THUMBNAIL_PX)
-        self._image = RecordMaker(partial(read_image, folder), "", small).image
+        self._folder = folder
+        self._options = replace(options, max_side_px=THUMBNAIL_PX)
 
     def thumbnail(self, image_path: str) -> str:
         """`data:` URL of a JPEG of at most 128 px a side, without metadata. Raises RowError."""
-        data, _ = self._image(image_path)
+        data, _ = usable_image(image_path, self._folder, self._options)
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         if image.mode.startswith("I"):  # 16 bits: the brightest pixel becomes white
             values_HW = np.asarray(image)

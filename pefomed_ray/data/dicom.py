@@ -16,6 +16,7 @@ W width, C colour channel, V one entry for each stored value.
 """
 
 import logging
+import threading
 import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -56,6 +57,10 @@ TAGS = [
 ]
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a file is read: its warnings are silenced by filters that all threads share."""
+
+
 def is_dicom(data: bytes) -> bool:
     """Whether the bytes begin as a DICOM file does (PS3.10 7.1); files without the preamble do not count."""
     return data[PREAMBLE_BYTES : PREAMBLE_BYTES + len(MAGIC)] == MAGIC
@@ -73,7 +78,7 @@ def dicom_to_png(data: bytes, frame: int = 0, *, allow_burned_in: bool = False) 
     """
     require_packages()
     try:
-        with warnings.catch_warnings():
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote what they complain about
             return _png(_frame_pixels(data, frame, allow_burned_in))
     except (RowError, KeyboardInterrupt, SystemExit):

@@ -6,11 +6,9 @@ What the checks cannot see: a bit flipped inside a JPEG's image data decodes wit
 """
 
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from io import BytesIO
 
 import pyarrow as pa
@@ -26,14 +24,16 @@ MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 25_000_000
 MAX_SIDE = 8192
 
-READERS = 8
-"""Threads that read ahead from S3."""
-READ_AHEAD = 16
-"""Images, at most 64 MiB each; a hundredth of that is usual."""
-
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 PADDING = b"\0 \t\r\n"  # what real files carry behind their last byte
+
+# Our own limit on pixels is lower than Pillow's, and broken EXIF data counts as none. Silenced for good, since images
+# are opened in several threads, which share one list of filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_PARQUET = threading.Lock()
+"""Held while a Parquet file is read: an open one is used by one thread at a time."""
 
 
 def read_image(root: Folder, image_path: str) -> bytes:
@@ -63,44 +63,6 @@ def read_image(root: Folder, image_path: str) -> bytes:
         return root.read_bytes(name)
     except FileNotFoundError:  # went missing after it was listed
         raise RowError("missing_image") from None
-
-
-class ReadAhead:
-    """Reads images in a known order, some of them before they are asked for: on S3 each takes a round trip."""
-
-    def __init__(self, root: Folder, upcoming: Iterable[str]) -> None:
-        self._root = root
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
-        self._upcoming = iter(upcoming)
-        self._started: dict[str, Future[bytes]] = {}
-        """In order."""
-
-    def read(self, image_path: str) -> bytes:
-        """As `read_image`. Those that come earlier in the order are taken for not wanted."""
-        while len(self._started) < READ_AHEAD and (path := next(self._upcoming, None)) is not None:
-            self._started[path] = self._pool.submit(read_image, self._root, path)
-        if image_path not in self._started:
-            return read_image(self._root, image_path)
-        while (first := next(iter(self._started))) != image_path:
-            self._started.pop(first).cancel()
-        return self._started.pop(image_path).result()
-
-    def close(self) -> None:
-        """Start no more reads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def reading(root: Folder, upcoming: Iterable[str]) -> Iterator[Callable[[str], bytes]]:
-    """Yield a `read_image` for paths in a known order: from disk one by one, from S3 some ahead of their use."""
-    if isinstance(root, LocalFolder):
-        yield partial(read_image, root)
-        return
-    ahead = ReadAhead(root, dict.fromkeys(upcoming))
-    try:
-        yield ahead.read
-    finally:
-        ahead.close()
 
 
 def split_path(image_path: str) -> tuple[str, int | None]:
@@ -135,9 +97,7 @@ def check_image(data: bytes) -> None:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            return Image.open(BytesIO(data), formats=FORMATS)
+        return Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise RowError("image_too_large") from None
     except UnidentifiedImageError:
@@ -162,9 +122,10 @@ def _check_inside(root: LocalFolder, name: str) -> None:
 
 
 def _parquet_image(root: Folder, name: str, row: int) -> bytes:
-    file = _parquet_file(root.url, name, _version(root, name))
-    group, first = _row_group_of(file, row)
-    data = _row_group(file, group)[row - first]["bytes"].as_py()
+    with _PARQUET:
+        file = _parquet_file(root.url, name, _version(root, name))
+        group, first = _row_group_of(file, row)
+        data = _row_group(file, group)[row - first]["bytes"].as_py()
     if data is None:
         raise RowError("missing_image")
     if len(data) > MAX_FILE_BYTES:

@@ -3,24 +3,30 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any, Literal
 
-from pefomed_ray.artifacts.folders import Folder
+from pefomed_ray.artifacts.folders import Folder, LocalFolder
 from pefomed_ray.artifacts.records import SPLITS, Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes
+from pefomed_ray.data.ahead import Ahead
 from pefomed_ray.data.corpora import READERS, open_corpus
 from pefomed_ray.data.corpora.reading import BadRow, Reader
 from pefomed_ray.data.dicom import dicom_to_png, is_dicom, require_packages
-from pefomed_ray.data.images import check_image, split_path
+from pefomed_ray.data.images import check_image, read_image, split_path
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import Reason, RowError
 from pefomed_ray.data.resize import limit_side
 from pefomed_ray.data.splits import missing_splits, take_splits
 from pefomed_ray.errors import ConfigError, DataError
+
+DISK_THREADS = 2
+S3_THREADS = 8
+"""Threads of one task that read and check images ahead of their use."""
 
 MAX_TEXT = 32_768
 """Characters in a question or an answer; the longest report known has a tenth of it."""
@@ -116,23 +122,46 @@ class Tally:
         return sum(splits > 1 for splits in splits_of.values())
 
 
-class RecordMaker:
-    """Turns References of one corpus into records: reads their images, makes PNGs of DICOM files, checks, hashes."""
+UsableImage = tuple[bytes, str]
+"""An image as a record holds it, and its sha256."""
 
-    def __init__(self, read: Callable[[str], bytes], source: str, options: DataOptions) -> None:
-        """`read` gives the bytes of an image path as `read_image` does."""
-        self._read = read
-        self._source = source
-        self._options = options
+
+def usable_image(image_path: str, root: Folder, options: DataOptions) -> UsableImage:
+    """Read one image of a corpus, make a PNG of a DICOM file, check it, make it smaller on request. Raises RowError."""
+    data = read_image(root, image_path)
+    if is_dicom(data):
+        data = dicom_to_png(data, frame=split_path(image_path)[1] or 0, allow_burned_in=options.allow_burned_in)
+    check_image(data)
+    if options.max_side_px:
+        data = limit_side(data, options.max_side_px)
+    return data, sha256_bytes(data)
+
+
+@contextmanager
+def images_ahead(
+    root: Folder, references: Iterable[Reference], options: DataOptions
+) -> Iterator[Callable[[str], UsableImage]]:
+    """Yield a `usable_image` for the images of rows that are asked for in this order."""
+    upcoming = (path for reference in references for path in reference.image_paths)
+    threads = DISK_THREADS if isinstance(root, LocalFolder) else S3_THREADS
+    with Ahead(partial(usable_image, root=root, options=options), upcoming, threads) as ahead:
         # Rows of one image come one after the other, so that few images need to be kept.
-        self.image = lru_cache(maxsize=8)(self._usable)
-        """Bytes, as a record holds them, and sha256 of the image at a path. Raises RowError."""
+        yield lru_cache(maxsize=8)(ahead.get)
+
+
+class RecordMaker:
+    """Turns References of one corpus into records."""
+
+    def __init__(self, image: Callable[[str], UsableImage], source: str) -> None:
+        """`image` gives the image at a path, as `usable_image` does."""
+        self._image = image
+        self._source = source
 
     def make(self, reference: Reference) -> dict[str, Any]:
         """A dict of RECORD_SCHEMA. Raises RowError with the first thing that is wrong."""
         meta = json.dumps(reference.meta, ensure_ascii=False, sort_keys=True)
         _check_text(reference, meta)
-        images = [self.image(path) for path in reference.image_paths]
+        images = [self._image(path) for path in reference.image_paths]
         return {
             "id": reference.id,
             "source": self._source,
@@ -149,15 +178,6 @@ class RecordMaker:
             "group": reference.group,
             "meta": meta,
         }
-
-    def _usable(self, path: str) -> tuple[bytes, str]:
-        data = self._read(path)
-        if is_dicom(data):
-            data = dicom_to_png(data, frame=split_path(path)[1] or 0, allow_burned_in=self._options.allow_burned_in)
-        check_image(data)
-        if self._options.max_side_px:
-            data = limit_side(data, self._options.max_side_px)
-        return data, sha256_bytes(data)
 
 
 def take_in(root: Folder, options: DataOptions) -> Intake:

@@ -1,6 +1,5 @@
 """Down-sizing of encoded images, so that shards hold no more pixels than a model will look at."""
 
-import warnings
 from io import BytesIO
 
 from PIL import Image, ImageOps
@@ -27,12 +26,10 @@ def limit_side(data: bytes, max_side_px: int) -> bytes:
     Raises RowError("corrupt_image") where the pixels cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF data counts as none
-            image = Image.open(BytesIO(data), formats=FORMATS)
-            if max(image.size) <= max_side_px:
-                return data
-            return _encoded(_resized(image, max_side_px), str(image.format))
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        if max(image.size) <= max_side_px:
+            return data
+        return _encoded(_resized(image, max_side_px), str(image.format))
     except Exception:  # a decoder fed hostile bytes raises almost anything
         raise RowError("corrupt_image") from None
 

@@ -23,9 +23,9 @@ from pefomed_ray.artifacts.folders import Entry, Folder, LocalFolder
 from pefomed_ray.artifacts.manifests import ShardFile
 from pefomed_ray.artifacts.records import RECORD_SCHEMA, SPLITS, Reference, Split
 from pefomed_ray.artifacts.storage import digest_of, sha256_bytes, sha256_file
-from pefomed_ray.data.images import reading, split_path
+from pefomed_ray.data.images import split_path
 from pefomed_ray.data.inline import inline_file
-from pefomed_ray.data.intake import Quarantined, RecordMaker, Tally, image_order, quarantine
+from pefomed_ray.data.intake import Quarantined, RecordMaker, Tally, image_order, images_ahead, quarantine
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.reasons import RowError
 from pefomed_ray.errors import DiskFullError
@@ -81,10 +81,6 @@ class ShardSpec:
         split, index, rows, entries = json.loads(text)
         references = [(at, Reference(**(row | {"image_paths": tuple(row["image_paths"])}))) for at, row in rows]
         return cls(split, index, references, {name: entry and Entry(*entry) for name, entry in entries.items()})
-
-    def digest(self, source: str, options: DataOptions) -> str:
-        """Of everything that the shard's bytes follow from."""
-        return digest_of([self.to_json(), source, asdict(options), __version__])
 
 
 @dataclass
@@ -145,21 +141,26 @@ def plan_shards(rows: list[tuple[int, Reference]], root: Folder, seed: int, shar
     return specs
 
 
-def write_shard(spec: ShardSpec, root: Folder, output: Folder, source: str, options: DataOptions) -> ShardResult:
+def inputs_digest(spec_json: str, source: str, options: DataOptions) -> str:
+    """Of everything that the bytes of a shard follow from."""
+    return digest_of([spec_json, source, asdict(options), __version__])
+
+
+def write_shard(spec_json: str, root: Folder, output: Folder, source: str, options: DataOptions) -> ShardResult:
     """Check the rows of one shard and write the good ones to `output / spec.path`, whole or not at all.
 
-    Raises DiskFullError where the disk is full, with the path and the bytes needed.
+    `spec_json` is a ShardSpec as text. Raises DiskFullError where the disk is full, with the path and the bytes needed.
     """
-    digest = spec.digest(source, options)
+    spec = ShardSpec.from_json(spec_json)
+    digest = inputs_digest(spec_json, source, options)
     if (found := _finished(spec, output, digest)) is not None:
         return found
     root.remember(spec.entries)
     result = ShardResult(None, Tally(), [])
     with _scratch(output) as scratch, _full_disk_named(output, spec):
         file = scratch / "shard.parquet"
-        paths = [path for _, row in spec.rows for path in row.image_paths]
-        with reading(root, paths) as read:
-            _write_parquet(file, _good_records(spec, RecordMaker(read, source, options), result))
+        with images_ahead(root, (row for _, row in spec.rows), options) as image:
+            write_parquet(file, _good_records(spec, RecordMaker(image, source), result))
         rows = result.tally.rows[spec.split]
         if rows:
             size, sha256 = file.stat().st_size, sha256_file(file)
@@ -224,7 +225,8 @@ def _full_disk_named(output: Folder, spec: ShardSpec) -> Iterator[None]:
         ) from None
 
 
-def _write_parquet(file: Path, records: Iterable[dict[str, Any]]) -> None:
+def write_parquet(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as a shard's file; the same records give the same bytes."""
     # Images repeat from row to row; a dictionary as large as the row group stores each once. No column statistics:
     # they would copy texts into the file's footer.
     with pq.ParquetWriter(

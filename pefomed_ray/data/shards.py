@@ -24,7 +24,7 @@ from pefomed_ray.data.intake import Intake, Quarantined, Tally, dirt_verdict, ta
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.output import Output, check_is_free, unfinished
 from pefomed_ray.data.quiet import quiet_ray_data
-from pefomed_ray.data.shard_file import ShardResult, ShardSpec, plan_shards, write_shard
+from pefomed_ray.data.shard_file import ShardResult, ShardSpec, inputs_digest, plan_shards, write_shard
 from pefomed_ray.errors import DataError, DiskFullError, PefomedError, original_error
 
 OnProgress = Callable[[int, int], None]
@@ -51,11 +51,12 @@ def prepare(
         raise PefomedError("prepare needs Ray: call ray.init() first")
     intake = take_in(source, options)
     specs = plan_shards(intake.references, source, options.seed, options.shard_bytes)
-    inputs = digest_of([spec.digest(intake.source, options) for spec in specs])
+    texts = [spec.to_json() for spec in specs]
+    inputs = digest_of([inputs_digest(text, intake.source, options) for text in texts])
     with unfinished(target, inputs) as work:
         try:
             _check_space(work, specs)
-            results = _run(specs, source, work, intake, options, on_progress)
+            results = _run(texts, source, work, intake, options, on_progress)
         except DiskFullError:
             work.discard()
             raise
@@ -74,7 +75,7 @@ def prepare(
 
 
 def _run(
-    specs: list[ShardSpec],
+    specs: list[str],
     root: Folder,
     work: Output,
     intake: Intake,
@@ -84,13 +85,13 @@ def _run(
     """One Ray Data row, block and task per shard; results in the order of the specs."""
     if not specs:
         return []
-    items = [{"number": number, "spec": spec.to_json()} for number, spec in enumerate(specs)]
+    items = [{"number": number, "spec": spec} for number, spec in enumerate(specs)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.enable_progress_bars = False  # the command line draws its own
     given = {"root": root, "output": work.work, "source": intake.source, "options": options}
     dataset = dataset.map(_task, fn_kwargs=given)
     results: dict[int, ShardResult] = {}
-    rows, rows_done = sum(len(spec.rows) for spec in specs), 0
+    rows, rows_done = len(intake.references), 0
     with quiet_ray_data():
         try:
             for row in dataset.iter_rows():
@@ -104,7 +105,7 @@ def _run(
 
 
 def _task(item: dict[str, Any], root: Folder, output: Folder, source: str, options: DataOptions) -> dict[str, Any]:
-    result = write_shard(ShardSpec.from_json(item["spec"]), root, output, source, options)
+    result = write_shard(item["spec"], root, output, source, options)
     return {"number": item["number"], "result": result.to_json()}
 
 

@@ -627,7 +627,7 @@ def test_a_corpus_of_dicom_files_becomes_png(tmp_path: Path) -> None:
     root = open_folder(dicom_corpus(tmp_path / "c"))
     options = DataOptions(max_bad_fraction=0.5, validation_fraction=0)
     (spec,) = plan_shards(take_in(root, options).references, root, 0, options.shard_bytes)
-    result = write_shard(spec, root, open_folder(tmp_path / "out"), "jsonl", options)
+    result = write_shard(spec.to_json(), root, open_folder(tmp_path / "out"), "jsonl", options)
     assert sorted((row.id, row.reason) for row in result.quarantined) == [
         ("q2", "burned_in_annotation"),
         ("q3", "missing_frame"),

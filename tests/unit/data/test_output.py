@@ -54,7 +54,7 @@ def make(corpus: Path, output: str | Path, inputs: str = "inputs", shards: int =
     files = {}
     with unfinished(open_folder(output), inputs) as work:
         for spec in specs_of(corpus)[:shards]:
-            result = write_shard(spec, open_folder(corpus), work.work, "jsonl", OPTIONS)
+            result = write_shard(spec.to_json(), open_folder(corpus), work.work, "jsonl", OPTIONS)
             assert result.file
             files[result.file.path] = result.file.bytes
         if shards < 3:
@@ -89,8 +89,8 @@ def test_a_run_that_was_cut_off_goes_on(corpus: Path, output: str, monkeypatch: 
         make(corpus, output, shards=2)
     assert not open_folder(output).is_file("manifest.json")
     written = []
-    write = shard_file._write_parquet
-    monkeypatch.setattr(shard_file, "_write_parquet", lambda *args: (written.append(args), write(*args)))
+    write = shard_file.write_parquet
+    monkeypatch.setattr(shard_file, "write_parquet", lambda *args: (written.append(args), write(*args)))
     make(corpus, output)
     assert len(written) == 1  # the third; the control below writes all
     make(corpus, corpus.parent / "clean")
@@ -143,7 +143,7 @@ def test_of_two_that_commit_at_once_one_wins(corpus: Path, s3: str) -> None:
     with unfinished(open_folder(target), "inputs") as first, unfinished(open_folder(target), "inputs") as second:
         for work in (first, second):
             for spec in specs_of(corpus):
-                write_shard(spec, open_folder(corpus), work.work, "jsonl", OPTIONS)
+                write_shard(spec.to_json(), open_folder(corpus), work.work, "jsonl", OPTIONS)
         first.publish({}, {}, b"first")
         with pytest.raises(ConfigError, match="published by another run"):
             second.publish({}, {}, b"second")
@@ -169,7 +169,7 @@ def test_on_disk_the_second_of_two_is_told_so(corpus: Path, tmp_path: Path) -> N
 
 def test_a_shard_that_something_else_changed_is_not_published(corpus: Path, output: str) -> None:
     with unfinished(open_folder(output), "inputs") as work:
-        result = write_shard(specs_of(corpus)[0], open_folder(corpus), work.work, "jsonl", OPTIONS)
+        result = write_shard(specs_of(corpus)[0].to_json(), open_folder(corpus), work.work, "jsonl", OPTIONS)
         assert result.file
         work.work.write_bytes(result.file.path, b"other")
         with pytest.raises(PefomedError, match="not there whole"):
@@ -274,7 +274,7 @@ def test_a_full_disk_says_so_and_keeps_what_was_there(
     make(corpus, tmp_path / "old")
     before = contents(tmp_path / "old")
     left = [limit]
-    write = shard_file._write_parquet
+    write = shard_file.write_parquet
 
     def until_full(file: Path, records: object) -> None:
         write(file, records)  # type: ignore[arg-type]
@@ -284,13 +284,13 @@ def test_a_full_disk_says_so_and_keeps_what_was_there(
                 opened.truncate(100)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_file, "_write_parquet", until_full)
+    monkeypatch.setattr(shard_file, "write_parquet", until_full)
     with pytest.raises(DiskFullError, match=r"train/part-0000\d\.parquet.* bytes"):
         make(corpus, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(work_folder(tmp_path / "out").rglob("shard-*"))
     assert contents(tmp_path / "old") == before
-    monkeypatch.setattr(shard_file, "_write_parquet", write)
+    monkeypatch.setattr(shard_file, "write_parquet", write)
     make(corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 

@@ -179,6 +179,7 @@ def test_exif_data_that_cannot_be_written_anew_still_turn_the_image() -> None:
     assert opened(limit_side(data, 50)).size == (30, 50)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # as data.images does for the process
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff"])
 def test_broken_exif_data_is_no_orientation(exif: bytes) -> None:

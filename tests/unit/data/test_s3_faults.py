@@ -143,7 +143,7 @@ def make(corpus: str, output: str) -> list[ShardResult]:
     specs = plan_shards(intake.references, root, OPTIONS.seed, OPTIONS.shard_bytes)
     assert len(specs) > 1
     with unfinished(target, "inputs") as work:
-        results = [write_shard(spec, root, work.work, "jsonl", OPTIONS) for spec in specs]
+        results = [write_shard(spec.to_json(), root, work.work, "jsonl", OPTIONS) for spec in specs]
         files = {result.file.path: result.file.bytes for result in results if result.file}
         work.publish({"quarantine/train.jsonl": b""}, files, json.dumps(files).encode())
     return results
