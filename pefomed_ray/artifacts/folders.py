@@ -160,7 +160,7 @@ class LocalFolder(Folder):
 
     def _entry(self, name: str) -> Entry | None:
         try:
-            found = os.stat(self.path / name)
+            found = os.stat(f"{self.url}/{name}")
         except (OSError, ValueError):  # missing, or no path at all
             return None
         return Entry(found.st_size, str(found.st_mtime_ns))

@@ -1,8 +1,4 @@
-"""Work on names in a known order, done in threads a little ahead of its use.
-
-Reading, decoding and hashing let other Python threads run: on S3 that hides the round trips, on disk it keeps a core
-busy while the next task is on its way to it.
-"""
+"""Work on names in a known order, done in threads a little ahead of its use: what waits for S3 waits together."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

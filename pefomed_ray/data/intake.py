@@ -24,7 +24,6 @@ from pefomed_ray.data.resize import limit_side
 from pefomed_ray.data.splits import missing_splits, take_splits
 from pefomed_ray.errors import ConfigError, DataError
 
-DISK_THREADS = 2
 S3_THREADS = 8
 """Threads of one task that read and check images ahead of their use."""
 
@@ -141,11 +140,15 @@ def usable_image(image_path: str, root: Folder, options: DataOptions) -> UsableI
 def images_ahead(
     root: Folder, references: Iterable[Reference], options: DataOptions
 ) -> Iterator[Callable[[str], UsableImage]]:
-    """Yield a `usable_image` for the images of rows that are asked for in this order."""
+    """Yield a `usable_image` for the images of rows in a known order: from disk one by one, from S3 some ahead of their
+    use, since each takes a round trip."""
+    usable = partial(usable_image, root=root, options=options)
+    # Rows of one image come one after the other, so that few images need to be kept.
+    if isinstance(root, LocalFolder):
+        yield lru_cache(maxsize=8)(usable)
+        return
     upcoming = (path for reference in references for path in reference.image_paths)
-    threads = DISK_THREADS if isinstance(root, LocalFolder) else S3_THREADS
-    with Ahead(partial(usable_image, root=root, options=options), upcoming, threads) as ahead:
-        # Rows of one image come one after the other, so that few images need to be kept.
+    with Ahead(usable, upcoming, S3_THREADS) as ahead:
         yield lru_cache(maxsize=8)(ahead.get)
 
 
