@@ -56,15 +56,15 @@ def made(work: Path) -> list[str]:
     ("words", "code", "named"),
     [
         (["nowhere", "out"], 3, "does not hold shards"),
-        (["shards", "shards"], 2, "not empty"),
-        (["shards", "s3://bucket/out"], 2, "only local paths"),
+        pytest.param(["shards", "shards"], 2, "not empty", marks=pytest.mark.long),
+        pytest.param(["shards", "s3://bucket/out"], 2, "only local paths", marks=pytest.mark.long),
         (["shards", "out", "dtyp=float16"], 2, "did you mean 'dtype'"),
-        (["shards", "out", "dtype=float64"], 2, "dtype"),
-        (["shards", "out", "base=nowhere"], 2, "base.path"),
-        (["shards", "out", "template=shrot"], 2, "template: 'shrot'"),
-        (["shards", "out", "splits=[dev]"], 2, "splits"),
+        pytest.param(["shards", "out", "dtype=float64"], 2, "dtype", marks=pytest.mark.long),
+        pytest.param(["shards", "out", "base=nowhere"], 2, "base.path", marks=pytest.mark.long),
+        pytest.param(["shards", "out", "template=shrot"], 2, "template: 'shrot'", marks=pytest.mark.long),
+        pytest.param(["shards", "out", "splits=[dev]"], 2, "splits", marks=pytest.mark.long),
         (["shards", "out", "limit_gb=0.0001"], 5, "--yes"),
-        (["shards"], 2, "Missing argument"),
+        pytest.param(["shards"], 2, "Missing argument", marks=pytest.mark.long),
     ],
 )
 def test_bad_usage_is_named_fast_and_writes_nothing(words: list[str], code: int, named: str, work: Path) -> None:
@@ -94,6 +94,7 @@ def test_what_is_checked_before_ray_starts_loads_neither_torch_nor_ray(work: Pat
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_cache_is_made_with_its_size_said_and_refused_where_it_is_stale(work: Path) -> None:
     done = run("data", "cache", "shards", "cache", "limit_gb=0.0001", "--yes", "--json", cwd=work)
     assert done.returncode == 0, done.stderr

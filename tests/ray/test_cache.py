@@ -71,7 +71,7 @@ def single_thread() -> Any:
 
 
 @pytest.mark.usefixtures("single_thread")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_features_are_the_towers_rounded(dtype: str, cache: Path, phantom_shards: Path, tmp_path: Path) -> None:
     if dtype == "bfloat16":
         build(phantom_shards, tmp_path / "bf16", dtype=dtype)
@@ -85,6 +85,7 @@ def test_features_are_the_towers_rounded(dtype: str, cache: Path, phantom_shards
     assert not torch.equal(found.float(), expected)  # the control: storing does round
 
 
+@pytest.mark.long
 def test_two_workers_write_the_bytes_of_one(cache: Path, phantom_shards: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     plan = plan_cache([phantom_shards], tmp_path / "two", (36, 512), images_per_file=5)
@@ -190,6 +191,7 @@ def test_a_run_from_the_cache_is_one_without_within_its_precision(
     assert difference(others).quantile(0.9) > 1e-4
 
 
+@pytest.mark.long
 def test_two_workers_train_from_the_cache_what_one_does(
     cached_run: TrainResult, cache: Path, phantom_shards: Path, tmp_path: Path
 ) -> None:

@@ -257,6 +257,7 @@ def test_no_kill_leaves_half_of_an_output(tmp_path: Path) -> None:
     assert not all(naive)  # the control: writing in place is seen by this very test
 
 
+@pytest.mark.long
 def test_a_killed_run_can_be_gone_on_with_from_any_step(tmp_path: Path, corpus: Path) -> None:
     make(corpus, tmp_path / "clean")
     for target in killed_at_every_step(tmp_path, "publish"):
