@@ -358,6 +358,7 @@ class _Guarded(io.RawIOBase):
 
 def s3() -> Any:
     """The S3 file system of this process, as the environment configures it."""
+    logging.getLogger("aiobotocore").setLevel(logging.ERROR)  # it tells each time where it found the credentials
     timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
     system = fsspec.filesystem(
         "s3", config_kwargs=timeouts | {"retries": {"max_attempts": ATTEMPTS}}, use_listings_cache=False
@@ -399,6 +400,3 @@ def _said(error: BaseException) -> str:
 def _is_precondition(error: BaseException) -> bool:
     causes = (error, error.__cause__, error.__context__)
     return any("PreconditionFailed" in str(cause) or "pre-conditions" in str(cause) for cause in causes if cause)
-
-
-logging.getLogger("aiobotocore").setLevel(logging.ERROR)

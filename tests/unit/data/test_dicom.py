@@ -429,12 +429,14 @@ def test_flipped_bits_raise_nothing_else() -> None:
     random = np.random.default_rng(0)
     made = dataset(FRAMES)
     compress(made, RLELossless)
+    outcomes = set()
     for data in (dicom(RAMP_12, WindowCenter=600, WindowWidth=300), written(made)):
         for _ in range(150):
             bad = bytearray(data)
             for position in random.integers(132, 700, 3):
                 bad[position] ^= 1 << random.integers(8)
-            reason_of(bytes(bad))
+            outcomes.add(reason_of(bytes(bad)))  # anything but a RowError ends the test
+    assert {None, "corrupt_image"} <= outcomes  # some bits matter, some do not
 
 
 BOMBS = {
