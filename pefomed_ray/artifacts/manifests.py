@@ -1,6 +1,6 @@
 """What each artifact says about itself: JSON documents with a schema version, written last."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pefomed_ray.artifacts.folders import Folder, open_folder
 from pefomed_ray.artifacts.storage import digest_of, sha256_file, write_json
 from pefomed_ray.errors import DataError
+
+BUNDLE_FILE = "bundle.json"
+BUNDLE_SUFFIXES = frozenset({".jinja", ".json", ".md", ".model", ".safetensors", ".txt", ".yaml"})
+"""Formats whose reading runs no code: a bundle may hold no others, whatever its manifest lists. Pickles (.bin, .pt,
+.pth, .pkl) and Python modules run what they like when opened."""
 
 
 class _Document(BaseModel):
@@ -139,7 +144,7 @@ def load_shard_manifest(directory: str | Path | Folder) -> ShardManifest:
 
 def load_bundle_manifest(directory: Path) -> BundleManifest:
     """Read `directory/bundle.json`. Raises DataError where it is missing or malformed."""
-    return _load(BundleManifest, directory / "bundle.json", "an adapter bundle; `pefomed-ray train` writes one")
+    return _load(BundleManifest, directory / BUNDLE_FILE, "an adapter bundle; `pefomed-ray train` writes one")
 
 
 def load_feature_cache_manifest(directory: Path) -> FeatureCacheManifest:
@@ -149,24 +154,54 @@ def load_feature_cache_manifest(directory: Path) -> FeatureCacheManifest:
 
 
 def verify_bundle(directory: Path) -> BundleManifest:
-    """The bundle's manifest, once every file was hashed again.
+    """The bundle's manifest, once the folder was found to hold exactly what it lists and every file was hashed again.
 
-    Raises DataError naming the file that is missing, changed, or present without being listed.
+    Raises DataError naming the first file or folder that is missing, changed, present without being listed, a link,
+    outside the folder, or of a format that could run code. Nothing but bundle.json is opened before all that is
+    known from names alone.
     """
     manifest = load_bundle_manifest(directory)
-    found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir()} - {"bundle.json"}
-    for name in sorted(found ^ set(manifest.files)):
-        what = "is missing" if name in manifest.files else "is not listed in bundle.json"
-        raise DataError(f"bundle {str(directory)!r}: file {name!r} {what}; fetch the bundle again")
+    for name in manifest.files:
+        _check_listed(directory, name)
+    listed = {BUNDLE_FILE, *manifest.files}
+    for name in sorted(listed - _plain_files(directory, listed)):
+        raise _refusal(directory, name, "is missing; fetch the bundle again")
     for name, expected in manifest.files.items():
-        path = directory / name
-        if path.is_symlink():
-            raise DataError(f"bundle {str(directory)!r}: {name!r} is a symbolic link; bundles hold plain files only")
-        if sha256_file(path) != expected:
-            raise DataError(
-                f"bundle {str(directory)!r}: file {name!r} does not match its sha256; fetch the bundle again"
-            )
+        if sha256_file(directory / name) != expected:
+            raise _refusal(directory, name, "does not match its sha256; fetch the bundle again")
     return manifest
+
+
+def _check_listed(directory: Path, name: str) -> None:
+    """Raise DataError for a name in bundle.json that no bundle has."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or "\\" in name:
+        raise _refusal(directory, name, "is listed in bundle.json, but is no path inside the bundle")
+    if path.suffix not in BUNDLE_SUFFIXES:
+        raise _refusal(
+            directory, name, f"is of a format that may run code; a bundle holds {', '.join(sorted(BUNDLE_SUFFIXES))}"
+        )
+
+
+def _plain_files(directory: Path, listed: set[str]) -> set[str]:
+    """Names of all files below `directory`. Raises DataError for a link, and for what is not listed."""
+    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
+    found = set()
+    # Files before folders: the file in an unlisted folder is what a person looks for. Linked folders are not entered.
+    for path in sorted(directory.rglob("*"), key=lambda path: (path.is_dir(), path)):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            raise _refusal(directory, name, "is a symbolic link; bundles hold plain files only")
+        if path.is_dir() and name in folders:
+            continue
+        if not path.is_file() or name not in listed:
+            raise _refusal(directory, name, "is not listed in bundle.json; fetch the bundle again")
+        found.add(name)
+    return found
+
+
+def _refusal(directory: Path, name: str, why: str) -> DataError:
+    return DataError(f"bundle {str(directory)!r}: {name!r} {why}")
 
 
 def _load(kind: type[D], path: Path, what: str) -> D:

@@ -1,29 +1,17 @@
 """Aliases move whole, in order, and never to a bundle that was changed."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pefomed_ray.artifacts import registry as registry_module
-from pefomed_ray.artifacts.manifests import BundleManifest, save_document
 from pefomed_ray.artifacts.registry import aliases, history, promote, resolve, rollback
-from pefomed_ray.artifacts.storage import sha256_file
 from pefomed_ray.errors import ConfigError, DataError
 
-
-def make_bundle(folder: Path, content: str) -> str:
-    """A folder that is a bundle as far as its manifest goes; its digest."""
-    (folder / "inner").mkdir(parents=True)
-    (folder / "inner" / "weights.bin").write_text(content)
-    (folder / "run.yaml").write_text("task: vqa\n")
-    files = {p.relative_to(folder).as_posix(): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
-    manifest = BundleManifest(
-        base="embedded", base_digest="0" * 64, template="short", template_digest="1" * 64, image_size=96, files=files
-    )
-    save_document(manifest, folder / "bundle.json")
-    return manifest.digest
+MakeBundle = Callable[[Path, str], str]
 
 
 @pytest.fixture
@@ -32,7 +20,7 @@ def registry(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bundles(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+def bundles(tmp_path: Path, make_bundle: MakeBundle) -> dict[str, tuple[Path, str]]:
     return {name: (tmp_path / name, make_bundle(tmp_path / name, name)) for name in "abc"}
 
 
@@ -41,10 +29,10 @@ def test_promote_copies_and_resolves_after_the_run_is_gone(
 ) -> None:
     path, digest = bundles["a"]
     entry = promote(registry, "champion", path)
-    (path / "inner" / "weights.bin").unlink()
+    (path / "inner" / "weights.safetensors").unlink()
     assert (entry.digest, entry.counter, entry.action) == (digest, 1, "promote")
     assert resolve(registry, "champion") == entry
-    assert (registry / entry.bundle / "inner" / "weights.bin").read_text() == "a"
+    assert (registry / entry.bundle / "inner" / "weights.safetensors").read_text() == "a"
     assert aliases(registry) == ["champion"]
 
 
@@ -100,8 +88,8 @@ def test_bad_alias_names(registry: Path, bundles: dict[str, tuple[Path, str]], a
 def test_changed_bundle_is_not_promoted(registry: Path, bundles: dict[str, tuple[Path, str]]) -> None:
     promote(registry, "champion", bundles["a"][0])
     path = bundles["b"][0]
-    (path / "inner" / "weights.bin").write_text("B")
-    with pytest.raises(DataError, match=r"weights\.bin"):
+    (path / "inner" / "weights.safetensors").write_text("B")
+    with pytest.raises(DataError, match=r"weights\.safetensors"):
         promote(registry, "champion", path)
     assert resolve(registry, "champion").digest == bundles["a"][1]
 
@@ -124,7 +112,7 @@ def test_copy_swapped_for_another_valid_bundle_is_refused(registry: Path, bundle
         resolve(registry, "champion")
 
 
-def test_concurrent_promotions_are_all_kept(registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_promotions_are_all_kept(registry: Path, tmp_path: Path, make_bundle: MakeBundle) -> None:
     paths = [tmp_path / f"many-{i}" for i in range(12)]
     digests = {make_bundle(path, str(path)) for path in paths}
     with ThreadPoolExecutor(max_workers=12) as pool:
