@@ -7,6 +7,7 @@ Letters: B rows of text, T tokens, N images of the batch, P patches an image, V 
 D width of the tower, H width of the language model, C channels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,17 +114,18 @@ class PefomedForConditionalGeneration(PreTrainedModel):
 
         Raises ValueError where the number of image tokens and of visual tokens differ.
         """
-        embeds_BTH = self.language_model.get_input_embeddings()(input_ids)
+        is_image_BT = input_ids == self.config.image_token_id
+        # The image token has no embedding of its own: its id may lie beyond the vocabulary.
+        embeds_BTH = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image_BT, 0))
         if patch_features is None:
             return embeds_BTH
         visual_NVH = self.projector(patch_features.to(self.projector.weight.dtype))
-        where_BT1 = (input_ids == self.config.image_token_id)[..., None]
-        seen, given = int(where_BT1.sum()), visual_NVH.shape[0] * visual_NVH.shape[1]
+        seen, given = int(is_image_BT.sum()), visual_NVH.shape[0] * visual_NVH.shape[1]
         if seen != given:
             raise ValueError(
                 f"{seen} image tokens stand in the text, but {len(visual_NVH)} images give {given} visual tokens"
             )
-        return embeds_BTH.masked_scatter(where_BT1, visual_NVH.to(embeds_BTH.dtype))
+        return embeds_BTH.masked_scatter(is_image_BT[..., None], visual_NVH.to(embeds_BTH.dtype))
 
     def forward(
         self,
@@ -188,6 +190,23 @@ def tower_features(tower: nn.Module, pixel_values: Tensor, patches_per_token: in
     features_NPD = tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
     images, patches, width = features_NPD.shape
     return features_NPD.reshape(images, patches // patches_per_token, width * patches_per_token)
+
+
+def interpolate_position_embeddings(positions_1PD: Tensor, side: int) -> Tensor:
+    """float32 [1, 1 + side * side, D]: position embeddings (class token first) for another grid of patches.
+
+    Bicubic, as the published code does between 224 and 448 px; its result is float32 whatever the checkpoint is in.
+    The same grid comes back unchanged. Raises ValueError where the patches given do not fill a square.
+    """
+    patches, width = positions_1PD.shape[1] - 1, positions_1PD.shape[2]
+    before = math.isqrt(patches)
+    if before**2 != patches:
+        raise ValueError(f"{patches} position embeddings do not fill a square of patches")
+    if before == side:
+        return positions_1PD
+    grid_1DSS = positions_1PD[:, 1:].float().reshape(1, before, before, width).permute(0, 3, 1, 2)
+    grid_1DSS = F.interpolate(grid_1DSS, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([positions_1PD[:, :1].float(), grid_1DSS.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 AutoConfig.register("pefomed", PefomedConfig)
