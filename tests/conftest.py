@@ -4,7 +4,8 @@ A test that needs a reference file is skipped where there are none.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -69,3 +70,11 @@ def s3(s3_server: str) -> str:
     bucket = f"bucket-{uuid4().hex}"
     file_system().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function: name of a Hugging Face family -> folder of a tiny random base of it, made once a session."""
+    from tests.tiny_bases import make_base
+
+    return cache(lambda family: make_base(family, tmp_path_factory.mktemp(family)))
