@@ -132,7 +132,7 @@ def epoch(setting: Setting, start: list[torch.Tensor], *, cached: bool) -> list[
     for first in range(0, len(setting.records), BATCH_ROWS):
         rows = [renderer.render(record) for record in setting.records[first : first + BATCH_ROWS]]
         batch = training_batch(rows, base.renderer.pad_token_id)
-        done = train_step(base.model, optimizer, [batch], base.renderer.image_spec, LEARNING_RATE, 1.0)
+        done = train_step(base.model, optimizer, [batch], base.renderer, LEARNING_RATE, 1.0)
         losses.append(done.loss)
     return losses
 

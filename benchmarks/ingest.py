@@ -96,11 +96,8 @@ class Files(Dataset[Rendered]):
 
     def __getitem__(self, row: int) -> Rendered:
         picture, question, answer = self.corpus.examples[row]
-        return Rendered(
-            self.renderer.prompt_ids("vqa", question, 1),
-            self.renderer.answer_ids(answer, MAX_ANSWER_TOKENS),
-            self.decode((self.corpus.folder / picture).read_bytes(), self.renderer),
-        )
+        images = {"pixel_values": self.decode((self.corpus.folder / picture).read_bytes(), self.renderer)}
+        return self.renderer.render("vqa", question, images, answer, MAX_ANSWER_TOKENS)
 
 
 def our_decode(data: bytes, renderer: Renderer) -> Tensor:
@@ -171,10 +168,9 @@ def one_pass(batches: Callable[[], Iterable[Batch]], corpus: Corpus) -> tuple[Pa
     stamps: list[tuple[int, float, float]] = []
     marks = [EDGE_ROWS, len(corpus.examples) - EDGE_ROWS]
     for batch in batches():
-        assert batch.pixels_NCHW is not None
-        normalise(batch.pixels_NCHW, spec)
+        normalise(batch.tensors["pixel_values"], spec)
         first_batch_s = first_batch_s or time.perf_counter() - started
-        images += len(batch.pixels_NCHW)
+        images += len(batch.ids_BT)
         rows.update(row_digests(batch))
         if images in marks:
             stamps.append((images, time.perf_counter(), cpu_seconds()))
@@ -194,7 +190,6 @@ def wait_for_workers_to_end() -> None:
 
 def row_digests(batch: Batch) -> list[int]:
     """One number for each row that counts: of its tokens, and of every 32nd pixel."""
-    assert batch.pixels_NCHW is not None
     return [
         hash(
             (
@@ -204,7 +199,7 @@ def row_digests(batch: Batch) -> list[int]:
             )
         )
         for ids, mask, labels, pixels in zip(
-            batch.ids_BT, batch.mask_BT, batch.labels_BT, batch.pixels_NCHW, strict=True
+            batch.ids_BT, batch.mask_BT, batch.labels_BT, batch.tensors["pixel_values"], strict=True
         )
         if (labels != IGNORED_LABEL).any()
     ]

@@ -1,43 +1,50 @@
 """The folder of a base model: what must be in it, its identity, and what its weights' names tell."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
+from pefomed_ray.artifacts.family import PEFOMED, Family, family_of_type
 from pefomed_ray.artifacts.storage import digest_of, local_path, sha256_bytes, sha256_file
 from pefomed_ray.errors import ConfigError
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "model" / "embedded"
-MODEL_TYPE = "pefomed"
 ALL_LINEAR = "all-linear"
 IMAGE_SPEC_FILE = "preprocessor_config.json"
 REQUIRED_FILES = ("config.json", "tokenizer.json", IMAGE_SPEC_FILE)
-LANGUAGE_MODEL = "language_model."
+"""Of a `pefomed` base; of others the first only, for their processors differ."""
+PROCESSOR_FILES = ("*.json", "*.jinja", "*.model")
 VISION_TOWER = "vision_tower."
+OF_VISION = re.compile(r"(^|\.)(visual|vision_\w+|connector|multi_modal_projector)\.")
 
 
 def base_folder(path: str) -> Path:
     """The folder of a base: the package's own for `embedded`.
 
-    Raises ConfigError where it is missing or is not the folder of a `pefomed` base, saying which file is not there.
+    Raises ConfigError where it is missing or holds no model of a supported family, saying which file is not there.
     """
     folder = EMBEDDED_FOLDER if path == EMBEDDED else local_path(path)
     if not folder.is_dir():
         raise ConfigError(f"base.path: {str(folder)!r} is not a folder; give a base model's folder or {EMBEDDED!r}")
-    for name in REQUIRED_FILES:
-        if not (folder / name).is_file():
-            raise ConfigError(f"base.path: {str(folder)!r} is not a base model: it has no {name}")
+    required = REQUIRED_FILES if family_of(folder).model_type == PEFOMED else REQUIRED_FILES[:1]
+    for name in required:
+        _check_is_there(folder, name)
+    if not weight_files(folder):
+        raise ConfigError(f"base.path: {str(folder)!r} has no *.safetensors weights (pickled weights are not read)")
+    return folder
+
+
+def family_of(folder: Path) -> Family:
+    """The family of the base in a folder. Raises ConfigError where its config is missing, broken, or of none."""
+    _check_is_there(folder, "config.json")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except ValueError:
         raise ConfigError(f"base.path: config.json in {str(folder)!r} is not valid JSON") from None
-    if kind != MODEL_TYPE:
-        raise ConfigError(f"base.path: {str(folder)!r} holds a {kind!r} model; supported: {MODEL_TYPE!r}")
-    if not weight_files(folder):
-        raise ConfigError(f"base.path: {str(folder)!r} has no *.safetensors weights (pickled weights are not read)")
-    return folder
+    return family_of_type(kind, f"base.path: {str(folder)!r}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -47,8 +54,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 def base_digest(folder: Path) -> str:
     """Identity of a base: its config, tokenizer, image spec and weights."""
-    files = [folder / name for name in REQUIRED_FILES] + weight_files(folder)
+    files = processor_files(folder) + weight_files(folder)
     return digest_of({path.name: sha256_file(path) for path in files})
+
+
+def processor_files(folder: Path) -> list[Path]:
+    """What belongs to a base beside its weights: config, tokenizer, image spec, a processor's other files."""
+    if family_of(folder).model_type == PEFOMED:
+        return [folder / name for name in REQUIRED_FILES]
+    return sorted({path for pattern in PROCESSOR_FILES for path in folder.glob(pattern)})
 
 
 def tower_digest(folder: Path) -> str:
@@ -74,6 +88,11 @@ def image_spec(folder: Path) -> dict[str, Any]:
     return spec
 
 
+def image_size(folder: Path) -> int | None:
+    """Side of the square that images become, in pixels; None where the base's own processor decides."""
+    return int(image_spec(folder)["size_px"]) if family_of(folder).model_type == PEFOMED else None
+
+
 def features_shape(folder: Path) -> tuple[int, int]:
     """Visual tokens of an image, and numbers that the projector reads for one of them."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -87,9 +106,14 @@ def linear_layers(folder: Path) -> set[str]:
     names: set[str] = set()
     for path in weight_files(folder):
         for tensor, info in _weights_header(path)[0].items():
-            if tensor.startswith(LANGUAGE_MODEL) and ".layers." in tensor and len(info["shape"]) == 2:
+            if re.search(r"(^|\.)layers\.\d+\.", tensor) and not OF_VISION.search(tensor) and len(info["shape"]) == 2:
                 names.add(tensor.removesuffix(".weight").rsplit(".", 1)[-1])
     return names
+
+
+def _check_is_there(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise ConfigError(f"base.path: {str(folder)!r} is not a base model: it has no {name}")
 
 
 def _weights_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -2,26 +2,54 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
-from pefomed_ray.artifacts.base import base_folder
-from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
-from pefomed_ray.rendering.renderer import Renderer
-from pefomed_ray.rendering.templates import template_named
+import pefomed_ray.model.pefomed  # noqa: F401 - registers the architecture
+from pefomed_ray.artifacts.base import base_folder, family_of
+from pefomed_ray.artifacts.family import Family
+from pefomed_ray.rendering.opening import AnyRenderer, open_renderer
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base opened: the model in float32 and evaluation mode, and what renders its input."""
+    """A base opened: the model in evaluation mode, what renders its input, and the names of its parts."""
 
     path: Path
-    model: PefomedForConditionalGeneration
-    renderer: Renderer
+    model: PreTrainedModel
+    renderer: AnyRenderer
+    family: Family
+
+    @property
+    def adapted(self) -> nn.Module:
+        """The module that PEFT sees: names in a saved adapter count from here."""
+        return self.model.get_submodule(self.family.adapted)
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The language model's."""
+        layers = self.model.get_submodule(self.family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest text that the language model takes, prompt, images and answer together."""
+        text_config: Any = self.model.config.get_text_config()
+        return int(text_config.max_position_embeddings)
 
 
 def open_base(path: str, template: str) -> Base:
-    """Load a base in float32. Raises ConfigError where the folder is not a base or the template is not known."""
+    """Load a base in float32. Raises ConfigError where the folder is not a base or the template is not for it."""
     folder = base_folder(path)
-    model = PefomedForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return Base(folder, model.eval(), Renderer.open(folder, template_named(template)))
+    family = family_of(folder)
+    renderer = open_renderer(folder, family, template)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    # Models bring their own taste in sampling (Qwen2.5-VL: a repetition penalty); here greedy means greedy.
+    model.generation_config = GenerationConfig()
+    return Base(folder, model.eval(), renderer, family)

@@ -8,19 +8,17 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pefomed_ray.artifacts.base import base_digest, base_folder
+from pefomed_ray.artifacts.base import base_digest, base_folder, image_size, processor_files
 from pefomed_ray.artifacts.manifests import BundleManifest, save_document, verify_bundle
 from pefomed_ray.artifacts.storage import publishing, sha256_file, write_json
 from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base, open_base
-from pefomed_ray.model.lora import load_lora, make_trainable
-from pefomed_ray.rendering.templates import template_named
+from pefomed_ray.model.lora import load_lora, make_trainable, save_lora
 
-RENDERER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 PROJECTOR_FILE = "projector.safetensors"
-ADAPTER_PREFIX = "language_model."
-PROJECTOR_PREFIX = "projector."
+NOT_COPIED = ("config.json", "generation_config.json", "model.safetensors.index.json")
+"""Of a base's small files: they belong to its weights."""
 
 
 def save_bundle(
@@ -35,18 +33,14 @@ def save_bundle(
 
     Raises ConfigError where `target` already holds something.
     """
-    projector = {
-        k.removeprefix(PROJECTOR_PREFIX): v.contiguous() for k, v in trained.items() if k.startswith(PROJECTOR_PREFIX)
-    }
-    adapter = {k.removeprefix(ADAPTER_PREFIX): v for k, v in trained.items() if k.startswith(ADAPTER_PREFIX)}
-    language_model: Any = base.model.language_model
+    projector = {name: tensor.contiguous() for name, tensor in trained.items() if "lora_" not in name}
     with publishing(target) as folder:
-        language_model.save_pretrained(folder, state_dict=adapter)
+        save_lora(base, trained, folder)
         if projector:
             save_file(projector, folder / PROJECTOR_FILE)
-        for name in RENDERER_FILES:
-            if (base.path / name).is_file():
-                shutil.copyfile(base.path / name, folder / name)
+        for path in processor_files(base.path):
+            if path.name not in NOT_COPIED:
+                shutil.copyfile(path, folder / path.name)
         write_json(folder / "lineage.json", lineage)
         write_json(folder / "metrics.json", metrics)
         save_config(config, folder / "run.yaml")
@@ -55,8 +49,8 @@ def save_bundle(
             base=config.base.path,
             base_digest=base_digest(base.path),
             template=config.template,
-            template_digest=base.renderer.template.digest,
-            image_size=base.renderer.image_spec.size_px,
+            template_digest=base.renderer.digest,
+            image_size=image_size(base.path),
             files={p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()},
         )
         save_document(manifest, folder / "bundle.json")
@@ -76,19 +70,33 @@ def open_bundle(directory: Path, *, trainable: bool = False) -> tuple[Base, Bund
             f"bundle {str(directory)!r} was trained on base {manifest.base_digest[:16]}, "
             f"but {manifest.base!r} is {digest[:16]}; point base to the one it was trained on"
         )
-    template = template_named(manifest.template)
-    if template.digest != manifest.template_digest:
+    base = open_base(manifest.base, manifest.template)
+    if base.renderer.digest != manifest.template_digest:
         raise DataError(
             f"bundle {str(directory)!r} was trained with template {manifest.template!r} of digest "
-            f"{manifest.template_digest[:16]}, but this version's is {template.digest[:16]}; train it again"
+            f"{manifest.template_digest[:16]}, but this version's is {base.renderer.digest[:16]}; train it again"
         )
-    base = open_base(manifest.base, manifest.template)
-    load_lora(base.model, str(directory), trainable=trainable)
+    load_lora(base, directory)
     if (directory / PROJECTOR_FILE).is_file():
-        base.model.projector.load_state_dict(load_file(directory / PROJECTOR_FILE))
+        _load_projector(base, directory / PROJECTOR_FILE)
     if trainable:
-        make_trainable(base.model, train_projector=(directory / PROJECTOR_FILE).is_file())
+        make_trainable(base, train_projector=(directory / PROJECTOR_FILE).is_file())
     return base, manifest
+
+
+def _load_projector(base: Base, path: Path) -> None:
+    tensors = load_file(path)
+    wanted = {name for name, _ in base.model.named_parameters() if name.startswith(_within(base.family.projector))}
+    if set(tensors) != wanted:
+        raise DataError(
+            f"{str(path)!r} does not fit the base: it lacks {sorted(wanted - set(tensors))[:3]}, and "
+            f"{sorted(set(tensors) - wanted)[:3]} have no place"
+        )
+    base.model.load_state_dict(tensors, strict=False)
+
+
+def _within(modules: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in modules)
 
 
 def _model_card(config: TrainConfig, lineage: dict[str, Any], metrics: dict[str, Any]) -> str:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.model.base import Base
-from pefomed_ray.rendering.batches import Rendered, generation_batch
+from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
+from pefomed_ray.rendering.batches import Batch, Rendered, generation_batch, until_stop
+from pefomed_ray.rendering.opening import AnyRenderer
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Prompt:
     question: str
     images: tuple[bytes, ...] = ()
     features_NVW: Tensor | None = None
-    """Cached features in place of images; V visual tokens an image, W numbers the projector reads for one."""
+    """Cached features in place of images (`pefomed` bases only); V visual tokens an image, W numbers the projector
+    reads for one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Generator:
     def __init__(self, base: Base, device: torch.device | str = "cpu") -> None:
         self.renderer = base.renderer
         self.device = torch.device(device)
-        self.model = base.model.to(self.device).eval()
+        model: Any = base.model  # the library's `to` has no usable type
+        self.model = model.to(self.device).eval()
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
         """One answer a prompt, greedy. Raises DataError for an image that cannot be read."""
@@ -52,23 +57,35 @@ class Generator:
 
     def _generate(self, rows: list[Rendered], max_new_tokens: int) -> list[Answer]:
         batch = generation_batch(rows, self.renderer.pad_token_id).to(self.device)
-        ids_BT = self.model.generate(
-            input_ids=batch.ids_BT,
-            **batch.images(self.renderer.image_spec),
-            attention_mask=batch.mask_BT,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
-        return [self._answer(row, ids.tolist()) for row, ids in zip(rows, ids_BT, strict=True)]
+        ids_BT = generate_ids(self.model, self.renderer, batch, max_new_tokens)
+        return [self._answer(row, ids) for row, ids in zip(rows, ids_BT.tolist(), strict=True)]
 
     def _render(self, prompt: Prompt) -> Rendered:
-        if prompt.features_NVW is not None:
-            ids = self.renderer.prompt_ids(prompt.task, prompt.question, len(prompt.features_NVW))
-            return Rendered(ids, [], features_NVW=prompt.features_NVW)
-        ids = self.renderer.prompt_ids(prompt.task, prompt.question, len(prompt.images))
-        return Rendered(ids, [], self.renderer.pixels(prompt.images))
+        if prompt.features_NVW is None:
+            images: Any = self.renderer.read(prompt.images)
+        else:
+            images = {"patch_features": prompt.features_NVW}
+        return self.renderer.render(prompt.task, prompt.question, images)
 
     def _answer(self, row: Rendered, ids: list[int]) -> Answer:
-        finished = self.renderer.eos_token_id in ids
-        count = ids.index(self.renderer.eos_token_id) + 1 if finished else len(ids)
-        return Answer(self.renderer.decode(ids[:count]), len(row.prompt), count, finished)
+        ids, finished = until_stop(ids, self.renderer.stop_token_ids)
+        return Answer(self.renderer.decode(ids), len(row.prompt), len(ids), finished)
+
+
+def generate_ids(
+    model: Any, renderer: AnyRenderer, batch: Batch, max_new_tokens: int, *, synced_gpus: bool = False
+) -> Tensor:
+    """New tokens only, [B, at most max_new_tokens], greedy; after a row's end token comes padding.
+
+    `synced_gpus`: sharded layers are gathered by all ranks together, so those that are done go on until the last is.
+    """
+    ids_BT: Tensor = model.generate(
+        **renderer.inputs(batch),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(renderer.stop_token_ids),
+        pad_token_id=renderer.pad_token_id,
+        synced_gpus=synced_gpus,
+    )
+    # Transformers' models give the prompt back before the answer, ours does not.
+    return ids_BT if isinstance(model, PefomedForConditionalGeneration) else ids_BT[:, batch.ids_BT.shape[1] :]

@@ -1,38 +1,43 @@
 """Any model folder -> something that runs."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from pefomed_ray.artifacts.base import EMBEDDED
+from pefomed_ray.artifacts.base import EMBEDDED, family_of
+from pefomed_ray.artifacts.family import PEFOMED
 from pefomed_ray.artifacts.storage import local_path
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_bundle
 from pefomed_ray.model.generate import Generator
-from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
 from pefomed_ray.model.processor import PefomedProcessor
+from pefomed_ray.rendering.renderer import Renderer
 
 
-def open_any(path: str | Path, template: str = "short") -> Base:
-    """A base or a bundle. `template` is used for a base alone; a bundle carries its own."""
+def open_any(path: str | Path, template: str | None = None) -> Base:
+    """A base or a bundle. `template` is used for a base alone (default: `short` or `chat`); a bundle has its own."""
     if str(path) == EMBEDDED:
-        return open_base(EMBEDDED, template)
+        return open_base(EMBEDDED, template or "short")
     folder = local_path(path)
     if (folder / "bundle.json").is_file():
         return open_bundle(folder)[0]
     if not folder.is_dir():
         raise ConfigError(f"model {str(folder)!r} does not exist; give a base, a bundle or {EMBEDDED!r}")
-    return open_base(str(folder), template)
+    return open_base(str(folder), template or ("short" if family_of(folder).model_type == PEFOMED else "chat"))
 
 
-def load_model(path: str | Path) -> tuple[PefomedForConditionalGeneration, PefomedProcessor]:
-    """A base's or a bundle's model (float32, evaluation mode, on the CPU) and its processor.
+def load_model(path: str | Path) -> tuple[PreTrainedModel, Any]:
+    """A base's or a bundle's model (float32, evaluation mode, on the CPU) and its processor: ours for a `pefomed` base,
+    else the model's own.
 
     Raises ConfigError where there is none at `path`, DataError where a bundle's files do not match.
     """
     base = open_any(path)
-    return base.model, PefomedProcessor(base.renderer)
+    renderer = base.renderer
+    return base.model, PefomedProcessor(renderer) if isinstance(renderer, Renderer) else renderer.processor
 
 
 def open_generator(path: str | Path, device: torch.device | str = "cpu") -> Generator:

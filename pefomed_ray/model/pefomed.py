@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.utils import ModelOutput
 
-IGNORED_LABEL = -100
+from pefomed_ray.model.loss import answer_loss
 
 
 class PefomedConfig(PreTrainedConfig):
@@ -82,7 +82,7 @@ class PefomedForConditionalGeneration(PreTrainedModel):
         super().__init__(config)
         vision: Any = config.vision_config
         text: Any = config.text_config
-        self.vision_tower = AutoModel.from_config(vision)
+        self.vision_tower = build_tower(vision)
         self.projector = nn.Linear(vision.hidden_size * config.patches_per_token, text.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.post_init()
@@ -99,6 +99,11 @@ class PefomedForConditionalGeneration(PreTrainedModel):
     @_tied_weights_keys.setter
     def _tied_weights_keys(self, value: Any) -> None:
         """The library assigns it in passing; what is tied follows from the config alone."""
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute the language model's layers in the backward pass; the frozen tower keeps nothing to recompute."""
+        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self.language_model.gradient_checkpointing_enable(kwargs)
 
     def patch_features(self, pixel_values: Tensor) -> Tensor:
         """[N, V, patches_per_token * D] what the projector reads, of normalised pixels [N, C, height, width].
@@ -139,32 +144,16 @@ class PefomedForConditionalGeneration(PreTrainedModel):
     ) -> PefomedOutput:
         """Logits, and with `labels` [B, T] (-100: ignored) the cross entropy of the next token.
 
-        With labels, logits are computed only at columns where some row has one: the head of a large vocabulary over
-        every prompt token is wasted work. The loss is summed over answer tokens and divided by `num_items_in_batch`
-        (by default their number in this batch), so that micro-batches and ranks add up to one mean.
+        The loss and which logits come with it are `answer_loss`'s; `num_items_in_batch` is its `num_items`.
         `patch_features` from an earlier call stand in for `pixel_values`: one picture, several questions.
         """
         if pixel_values is not None:
             patch_features = self.patch_features(pixel_values)
-        hidden: dict[str, Any] = {}
-        if labels is not None:
-            keep_K = (labels[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()[:, 0]
-            hidden["logits_to_keep"] = keep_K
-        logits = self.language_model(
-            inputs_embeds=self.embed(input_ids, patch_features),
-            attention_mask=attention_mask,
-            use_cache=False,
-            **hidden,
-            **kwargs,
-        ).logits
+        inputs = {"inputs_embeds": self.embed(input_ids, patch_features), "attention_mask": attention_mask, **kwargs}
         if labels is None:
-            return PefomedOutput(logits=logits)
-        targets_BK = labels[:, 1:][:, keep_K]
-        total = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets_BK.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-        )
-        count = (targets_BK != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
-        return PefomedOutput(loss=total / count, logits=logits)
+            return PefomedOutput(logits=self.language_model(**{"use_cache": False} | inputs).logits)
+        loss, logits = answer_loss(self.language_model, inputs, labels, num_items_in_batch)
+        return PefomedOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
     def generate(
@@ -183,6 +172,18 @@ class PefomedForConditionalGeneration(PreTrainedModel):
             patch_features = self.patch_features(pixel_values)
         embeds = self.embed(input_ids, patch_features)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **kwargs)
+
+
+def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """A vision tower with random weights.
+
+    `post_layer_norm_eps` of its config, where there is one, is the epsilon of the LayerNorm after the last block: the
+    published model's differs from that of the blocks, and the library's config has one for all.
+    """
+    tower = AutoModel.from_config(config)
+    if hasattr(config, "post_layer_norm_eps"):
+        tower.post_layernorm.eps = config.post_layer_norm_eps
+    return tower
 
 
 def tower_features(tower: nn.Module, pixel_values: Tensor, patches_per_token: int) -> Tensor:

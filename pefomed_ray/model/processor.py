@@ -24,18 +24,12 @@ class PefomedProcessor:
             Rendered(
                 self.renderer.prompt_ids(task, question, 1),  # type: ignore[arg-type]
                 [],
-                image_pixels(image.convert("RGB"), self.renderer.image_spec)[None],
+                {"pixel_values": image_pixels(image.convert("RGB"), self.renderer.image_spec)[None]},
             )
             for image, question in zip(images, questions, strict=True)
         ]
         batch = generation_batch(rows, self.renderer.pad_token_id)
-        return BatchFeature(
-            {
-                "input_ids": batch.ids_BT,
-                "attention_mask": batch.mask_BT,
-                **batch.images(self.renderer.image_spec),
-            }
-        )
+        return BatchFeature(self.renderer.inputs(batch))
 
     def batch_decode(self, ids_BT: Tensor) -> list[str]:
         """Texts of generated ids."""

@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModel
 
 from pefomed_ray.artifacts.base import VISION_TOWER, base_folder, weight_files
-from pefomed_ray.model.pefomed import PefomedConfig, tower_features
+from pefomed_ray.model.pefomed import PefomedConfig, build_tower, tower_features
 from pefomed_ray.rendering.images import normalise
 from pefomed_ray.rendering.renderer import Renderer
 from pefomed_ray.rendering.templates import template_named
@@ -25,7 +24,7 @@ def open_tower(base: str, template: str, device: str) -> Callable[[Sequence[byte
     folder = base_folder(base)
     config = PefomedConfig.from_pretrained(folder)
     renderer = Renderer.open(folder, template_named(template))
-    tower = AutoModel.from_config(config.vision_config).float().eval()
+    tower = build_tower(config.vision_config).float().eval()
     tower.load_state_dict(_weights(folder))
     tower.to(device)
 

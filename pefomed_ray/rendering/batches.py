@@ -1,23 +1,22 @@
 """Rendered rows to padded batches.
 
-An image comes as pixels, or as the features that the frozen tower once made of it (`patch_features` of the model); all
-images of a batch come in one of the two ways.
+What a row holds beside its ids goes by the model's own keyword: `pixel_values` of the images (uint8 for a `pefomed`
+base), or `patch_features`, what the frozen tower once made of them, and whatever else a model's own processor makes.
 
-Letters: B batch, T tokens, N images of the whole batch, C channels, H and W pixels, V visual tokens an image,
-W (of features) numbers the projector reads for one.
+Letters: B batch, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-
-from pefomed_ray.rendering.images import ImageSpec, normalise
+from torch.nn import functional as F
 
 IGNORED_LABEL = -100
 """Cross entropy's own default for positions that do not count."""
+OF_TOKENS = frozenset({"token_type_ids", "mm_token_type_ids"})
+"""Keywords with one number a token, [1, T] in a row; padded with the ids. All others count images, or parts of them."""
 
 
 @dataclass(frozen=True)
@@ -27,33 +26,28 @@ class Batch:
     ids_BT: Tensor
     mask_BT: Tensor
     labels_BT: Tensor
-    pixels_NCHW: Tensor | None = None
-    """uint8; images of all rows, in order."""
-    features_NVW: Tensor | None = None
-    """Cached features in place of pixels."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """By the model's keyword; images of all rows, in order."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        tensors = {name: value for name, value in vars(self).items() if value is not None}
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
-    def images(self, spec: ImageSpec) -> dict[str, Any]:
-        """The images as the model's keyword argument: features where there are any, else normalised pixels."""
-        if self.features_NVW is not None:
-            return {"patch_features": self.features_NVW}
-        return {"pixel_values": normalise(self.pixels_NCHW, spec)}
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        tensors = {name: there(tensor) for name, tensor in self.tensors.items()}
+        return Batch(there(self.ids_BT), there(self.mask_BT), there(self.labels_BT), tensors)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One rendered row: prompt ids, answer ids (empty for generation) and its images, in one of the two ways."""
+    """One rendered row: prompt ids, answer ids (empty for generation), and its images as the model takes them."""
 
     prompt: list[int]
     answer: list[int]
-    pixels_NCHW: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     weight: int = 1
     """0 for a row that only fills the batch up: its answer is masked from the loss."""
-    features_NVW: Tensor | None = None
 
 
 def training_batch(rows: Sequence[Rendered], pad_token_id: int) -> Batch:
@@ -66,24 +60,43 @@ def generation_batch(rows: Sequence[Rendered], pad_token_id: int) -> Batch:
     return _pad([replace(row, answer=[]) for row in rows], pad_token_id, left=True)
 
 
+def until_stop(ids: Sequence[int], stop_token_ids: Sequence[int]) -> tuple[list[int], bool]:
+    """Generated ids up to the first that ends an answer, that one included; whether there was one."""
+    for place, token in enumerate(ids):
+        if token in stop_token_ids:
+            return list(ids[: place + 1]), True
+    return list(ids), False
+
+
 def _pad(rows: Sequence[Rendered], pad_token_id: int, *, left: bool) -> Batch:
-    longest = max(len(row.prompt) + len(row.answer) for row in rows)
-    ids_BT = torch.full((len(rows), longest), pad_token_id)
-    mask_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-    labels_BT = torch.full((len(rows), longest), IGNORED_LABEL)
-    for i, row in enumerate(rows):
-        length = len(row.prompt) + len(row.answer)
-        start = longest - length if left else 0
+    lengths = [len(row.prompt) + len(row.answer) for row in rows]
+    starts = [max(lengths) - length if left else 0 for length in lengths]
+    ids_BT = torch.full((len(rows), max(lengths)), pad_token_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    labels_BT = torch.full_like(ids_BT, IGNORED_LABEL)
+    for i, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
         ids_BT[i, start : start + length] = torch.tensor(row.prompt + row.answer)
         mask_BT[i, start : start + length] = 1
         if row.weight:
             labels_BT[i, start + len(row.prompt) : start + length] = torch.tensor(row.answer, dtype=torch.long)
-    pixels = [row.pixels_NCHW for row in rows if row.pixels_NCHW is not None]
-    features = [row.features_NVW for row in rows if row.features_NVW is not None]
-    return Batch(
-        ids_BT,
-        mask_BT,
-        labels_BT,
-        pixels_NCHW=torch.cat(pixels) if pixels else None,
-        features_NVW=torch.cat(features) if features else None,
-    )
+    tensors = {}
+    for name in dict.fromkeys(name for row in rows for name in row.tensors):
+        if name in OF_TOKENS:
+            tensors[name] = torch.zeros_like(ids_BT)
+            for i, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
+                tensors[name][i, start : start + length] = row.tensors[name][0, :length]
+        else:
+            tensors[name] = _join([row.tensors[name] for row in rows if name in row.tensors])
+    return Batch(ids_BT, mask_BT, labels_BT, tensors)
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    """One after the other; where rows differ in a later size (tiles of an image), zeros fill up, as processors do."""
+    sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [(0, size - had) for size, had in zip(sizes, tensor.shape[1:], strict=True)]
+        padded.append(
+            F.pad(tensor, [n for pair in reversed(missing) for n in pair]) if any(b for _, b in missing) else tensor
+        )
+    return torch.cat(padded)

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.rendering.images import ImageSpec, decode_pixels, image_pixels
+from pefomed_ray.rendering.batches import Batch, Rendered
+from pefomed_ray.rendering.images import ImageSpec, decode_pixels, image_pixels, normalise
 from pefomed_ray.rendering.templates import IMAGE_SLOT, Template
 
 IMAGE_SPEC_FILE = "preprocessor_config.json"
@@ -68,9 +69,52 @@ class Renderer:
                 ids += self._encode(piece)
         return ids
 
-    def answer_ids(self, answer: str, max_tokens: int) -> list[int]:
+    def answer_ids(self, answer: str, max_tokens: int | None) -> list[int]:
         """The answer and EOS. A longer one is cut to `max_tokens` and has no EOS: nobody learns to stop early."""
         return [*self._encode(answer.strip()), self.eos_token_id][:max_tokens]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the wording."""
+        return self.template.digest
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends an answer."""
+        return (self.eos_token_id,)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """What `read` keeps of one image."""
+        return 3 * self.image_spec.size_px**2
+
+    def read(self, images: Sequence[bytes]) -> dict[str, Tensor]:
+        """Encoded images as what `render` takes."""
+        return {"pixel_values": self.pixels(images)}
+
+    def render(
+        self,
+        task: Task,
+        question: str,
+        images: dict[str, Tensor],
+        answer: str | None = None,
+        max_answer_tokens: int | None = None,
+    ) -> Rendered:
+        """One row. `images` are what `read` gave, or `{"patch_features": [N, V, W]}`; without an answer, a prompt."""
+        (tensor,) = images.values()
+        prompt = self.prompt_ids(task, question, len(tensor))
+        return Rendered(prompt, [] if answer is None else self.answer_ids(answer, max_answer_tokens), images)
+
+    def prompt_length(self, task: Task, question: str, images: Sequence[bytes]) -> int:
+        """Tokens of a prompt."""
+        return len(self.prompt_ids(task, question, len(images)))
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch as the model's keyword arguments, without labels; pixels are normalised here, on their device."""
+        tensors = dict(batch.tensors)
+        if "pixel_values" in tensors:
+            tensors["pixel_values"] = normalise(tensors["pixel_values"], self.image_spec)
+        return {"input_ids": batch.ids_BT, "attention_mask": batch.mask_BT, **tensors}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens dropped, edges stripped."""

@@ -6,6 +6,7 @@ score quietly worse under another (the published code trains reports under ``[re
 
 from dataclasses import dataclass
 
+from pefomed_ray.artifacts.family import PEFOMED, Family
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import digest_of
 from pefomed_ray.errors import ConfigError
@@ -26,11 +27,17 @@ class Template:
     image: str
     """One image; holds IMAGE_SLOT, which becomes the image's visual tokens."""
     prompts: dict[Task, str]
+    chat: bool = False
+    """For models with a chat template of their own, which says where images go."""
 
     @property
     def digest(self) -> str:
         """Identity of the wording."""
         return digest_of([self.name, self.version, self.image, self.prompts])
+
+    def words(self, task: Task, question: str) -> str:
+        """The prompt without images: what a user says."""
+        return self.prompts[task].replace("{images}", "").replace("{question}", question.strip()).strip()
 
     def segments(self, task: Task, question: str, image_count: int) -> list[str]:
         """The prompt cut at its images: text, IMAGE_SLOT, text, ...; joined again it is the prompt.
@@ -72,7 +79,20 @@ _SHORT = Template(
 )
 """Tags only: what the embedded base was trained with; every prompt token costs time on a CPU."""
 
-TEMPLATES: dict[str, Template] = {template.name: template for template in (_PAPER, _SHORT)}
+_CHAT = Template(
+    name="chat",
+    version=1,
+    image=IMAGE_SLOT,
+    prompts={
+        "caption": "{images}Describe this image in detail. {question}",
+        "vqa": "{images}Answer the question about the image in as few words as possible. {question}",
+        "report": "{images}Write the findings of this study. {question}",
+    },
+    chat=True,
+)
+"""What a user says to a model that has been taught to chat; its own template does the rest."""
+
+TEMPLATES: dict[str, Template] = {template.name: template for template in (_PAPER, _SHORT, _CHAT)}
 
 
 def template_named(name: str) -> Template:
@@ -80,3 +100,13 @@ def template_named(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(f"template: {name!r} is not known; allowed: {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]
+
+
+def template_for(name: str, family: Family) -> Template:
+    """The template of that name. Raises ConfigError where there is none, or it is not of the kind the family takes."""
+    template = template_named(name)
+    chat = family.model_type != PEFOMED
+    if template.chat != chat:
+        allowed = ", ".join(sorted(name for name, other in TEMPLATES.items() if other.chat == chat))
+        raise ConfigError(f"template: {name!r} is not for a {family.model_type} base; allowed: {allowed}")
+    return template

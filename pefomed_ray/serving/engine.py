@@ -3,7 +3,6 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from ray import serve
 
@@ -21,11 +20,10 @@ class ModelReplica:
 
     def __init__(self, bundle: str, task: Task, config: ServeConfig) -> None:
         base, manifest = open_bundle(Path(bundle))
-        text_config: Any = base.model.config.text_config
         self._digest = manifest.digest
         self._task = task
         self._max_new_tokens = config.max_new_tokens
-        self._context_tokens = int(text_config.max_position_embeddings)
+        self._context_tokens = base.context_tokens
         self._generator = Generator(base, "cuda" if config.use_gpu else "cpu")
         # One thread: the model is asked one batch at a time, off the event loop that collects the next.
         self._thread = ThreadPoolExecutor(max_workers=1)
@@ -52,7 +50,7 @@ class ModelReplica:
         pixels = sum(image.width * image.height for image in map(decode_image, ask.images))
         if pixels > MAX_PIXELS:
             raise DataError(f"the images of a request have {pixels} pixels together; at most {MAX_PIXELS}")
-        prompt_tokens = len(self._generator.renderer.prompt_ids(self._task, ask.question, len(ask.images)))
+        prompt_tokens = self._generator.renderer.prompt_length(self._task, ask.question, ask.images)
         room = self._context_tokens - prompt_tokens
         if room < (ask.max_tokens or 1):
             raise DataError(

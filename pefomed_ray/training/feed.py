@@ -9,7 +9,7 @@ With a feature cache the rows name their images and each rank reads the features
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,24 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from torch import Tensor
+from safetensors.torch import load, save
 
+from pefomed_ray.artifacts.base import family_of
 from pefomed_ray.artifacts.storage import local_path
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.data.feature_cache import FeatureCache, open_cache
 from pefomed_ray.data.plan import read_rows
 from pefomed_ray.rendering.batches import Batch, Rendered, training_batch
-from pefomed_ray.rendering.renderer import Renderer
-from pefomed_ray.rendering.templates import template_named
+from pefomed_ray.rendering.opening import AnyRenderer, open_renderer
 from pefomed_ray.training.order import PADDING, TrainingOrder
 
 DATA_WORKER_CPUS = 0.5
 """What one rendering actor reserves; small, so that training and data fit two CPUs."""
 PREFETCHED_MICRO_BATCHES = 4
-PIXEL_CACHE_BYTES = 256 << 20
-"""Rendered pixels a data worker keeps."""
+IMAGE_CACHE_BYTES = 256 << 20
+"""Images, as they were read, that a data worker keeps."""
 TEXT_FIELDS = [("prompt", pa.list_(pa.int32())), ("answer", pa.list_(pa.int32())), ("weight", pa.int8())]
-PIXEL_ROWS = pa.schema([*TEXT_FIELDS, ("pixels", pa.binary())])
+TENSOR_ROWS = pa.schema([*TEXT_FIELDS, ("tensors", pa.binary())])
 FEATURE_ROWS = pa.schema([*TEXT_FIELDS, ("image_sha256", pa.list_(pa.string()))])
 """What a data worker sends to the ranks, without and with a feature cache."""
 
@@ -50,9 +50,10 @@ class RenderSettings:
     cached_features: bool = False
     """Name the images by sha256 in place of decoding them."""
 
-    def open(self) -> Renderer:
+    def open(self) -> AnyRenderer:
         """The renderer."""
-        return Renderer.open(Path(self.base), template_named(self.template))
+        folder = Path(self.base)
+        return open_renderer(folder, family_of(folder), self.template)
 
 
 def features_of(config: TrainConfig) -> FeatureCache | None:
@@ -61,32 +62,30 @@ def features_of(config: TrainConfig) -> FeatureCache | None:
 
 
 class RecordRenderer:
-    """Renders records, keeping the pixels of recent images: a VQA corpus asks a dozen questions about each."""
+    """Renders records, keeping recent images as they were read: a VQA corpus asks a dozen questions about each."""
 
-    def __init__(self, renderer: Renderer, max_answer_tokens: int, features: FeatureCache | None = None) -> None:
+    def __init__(self, renderer: AnyRenderer, max_answer_tokens: int, features: FeatureCache | None = None) -> None:
         self.renderer = renderer
         self.max_answer_tokens = max_answer_tokens
         self.features = features
-        image_bytes = 3 * renderer.image_spec.size_px**2
-        self._pixels = lru_cache(maxsize=max(PIXEL_CACHE_BYTES // image_bytes, 1))(renderer.pixels)
+        self._read = lru_cache(maxsize=max(IMAGE_CACHE_BYTES // renderer.bytes_per_image, 1))(renderer.read)
 
     def render(self, record: dict[str, Any]) -> Rendered:
-        """A record (RECORD_SCHEMA) as prompt, answer and images: cached features if there is a cache, else pixels."""
-        prompt, answer = self.texts(record)
+        """A record (RECORD_SCHEMA) as prompt, answer and images: cached features if there is a cache."""
         if self.features is not None:
-            return Rendered(prompt, answer, features_NVW=self.features.features(record["image_sha256"]))
-        return Rendered(prompt, answer, self.pixels(record))
+            images: Any = {"patch_features": self.features.features(record["image_sha256"])}
+        else:
+            images = self._read(tuple(image["bytes"] for image in record["images"]))
+        return self._render(record, images)
 
-    def texts(self, record: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """Ids of prompt and answer."""
-        return (
-            self.renderer.prompt_ids(record["task"], record["question"], len(record["images"])),
-            self.renderer.answer_ids(record["answer"], self.max_answer_tokens),
+    def render_texts(self, record: dict[str, Any]) -> Rendered:
+        """A record without its images; of a `pefomed` base alone, where only their number counts."""
+        return replace(self._render(record, {"patch_features": torch.empty(len(record["images"]))}), tensors={})
+
+    def _render(self, record: dict[str, Any], images: Any) -> Rendered:
+        return self.renderer.render(
+            record["task"], record["question"], images, record["answer"], self.max_answer_tokens
         )
-
-    def pixels(self, record: dict[str, Any]) -> Tensor:
-        """uint8 [N, C, H, W] of a record's images."""
-        return self._pixels(tuple(image["bytes"] for image in record["images"]))
 
 
 class RenderBlocks:
@@ -108,14 +107,14 @@ class RenderBlocks:
         # the middle: a block can hold the end of one epoch and the beginning of the next.
         following = iter(rendered)
         padded = [rendered[0] | {"weight": 0} if row == PADDING else next(following) | {"weight": 1} for row in rows]
-        return pa.Table.from_pylist(padded, FEATURE_ROWS if self.cached_features else PIXEL_ROWS)
+        return pa.Table.from_pylist(padded, FEATURE_ROWS if self.cached_features else TENSOR_ROWS)
 
     def _row(self, record: dict[str, Any]) -> dict[str, Any]:
-        prompt, answer = self.renderer.texts(record)
-        row = {"prompt": prompt, "answer": answer}
         if self.cached_features:
-            return row | {"image_sha256": record["image_sha256"]}
-        return row | {"pixels": self.renderer.pixels(record).numpy().tobytes()}
+            texts = self.renderer.render_texts(record)
+            return {"prompt": texts.prompt, "answer": texts.answer, "image_sha256": record["image_sha256"]}
+        row = self.renderer.render(record)
+        return {"prompt": row.prompt, "answer": row.answer, "tensors": save(row.tensors)}
 
 
 def training_dataset(order: TrainingOrder, settings: RenderSettings, data_workers: int) -> ray.data.Dataset:
@@ -136,20 +135,20 @@ def execution_options() -> ray.data.ExecutionOptions:
 
 
 def micro_batches(
-    iterator: ray.data.DataIterator, order: TrainingOrder, renderer: Renderer, features: FeatureCache | None
+    iterator: ray.data.DataIterator, order: TrainingOrder, renderer: AnyRenderer, features: FeatureCache | None
 ) -> Iterator[Batch]:
     """A rank's micro-batches, rendered rows padded to a batch. Raises DataError where the cache lacks an image."""
     for table in iterator.iter_batches(
         batch_size=order.micro_batch_size, batch_format="pyarrow", prefetch_batches=PREFETCHED_MICRO_BATCHES
     ):
-        rows = [_rendered(row, renderer.image_spec.size_px, features) for row in table.to_pylist()]
+        rows = [_rendered(row, features) for row in table.to_pylist()]
         yield training_batch(rows, renderer.pad_token_id)
 
 
-def _rendered(row: dict[str, Any], size_px: int, features: FeatureCache | None) -> Rendered:
+def _rendered(row: dict[str, Any], features: FeatureCache | None) -> Rendered:
     """A row that a data worker sent."""
     if features is not None:
-        features_NVW = features.features(row["image_sha256"])
-        return Rendered(row["prompt"], row["answer"], weight=row["weight"], features_NVW=features_NVW)
-    pixels_NCHW = torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8).view(-1, 3, size_px, size_px)
-    return Rendered(row["prompt"], row["answer"], pixels_NCHW, row["weight"])
+        tensors = {"patch_features": features.features(row["image_sha256"])}
+    else:
+        tensors = load(row["tensors"])
+    return Rendered(row["prompt"], row["answer"], tensors, row["weight"])

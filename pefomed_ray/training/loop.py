@@ -73,8 +73,8 @@ def run(
     validation = ValidationSet.load(rows_of(config, "validation"), config, base.renderer, ranks)
     counts = parameter_counts(base.model)
     if config.data.feature_cache is not None:
-        del base.model.vision_tower  # it would only take memory
-    ranks.shard(base.model)
+        del base.model.vision_tower  # a `pefomed` base, as check_features says; it would only take memory
+    ranks.shard(base)
     optimizer = build_optimizer(base.model, config.optimizer)
     torch.manual_seed(config.seed + ranks.rank)
     base.model.train()
@@ -90,7 +90,7 @@ def run(
                 base.model,
                 optimizer,
                 micro_batches,
-                base.renderer.image_spec,
+                base.renderer,
                 learning_rate,
                 config.optimizer.max_grad_norm,
                 world_size=ranks.world_size,
@@ -164,7 +164,7 @@ def _save(output: Path, base: Base, config: TrainConfig, trained: dict[str, Any]
     lineage = _data_lineage(config) | {
         "split": "train",
         "base_digest": base_digest(base.path),
-        "template": base.renderer.template.digest,
+        "template": base.renderer.digest,
         "epoch": len(progress.epochs),
         "init_from": config.init_from,
         "feature_cache": features.manifest.digest if features else None,

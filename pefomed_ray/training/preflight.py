@@ -3,7 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from pefomed_ray.artifacts.base import EMBEDDED, base_folder, check_lora_targets
+from pefomed_ray.artifacts.base import EMBEDDED, base_folder, check_lora_targets, family_of
+from pefomed_ray.artifacts.family import PEFOMED
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, load_shard_manifest
 from pefomed_ray.artifacts.storage import check_output_is_free, local_path
@@ -11,7 +12,7 @@ from pefomed_ray.config import TrainConfig
 from pefomed_ray.data.feature_cache import check_cache
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.key import features_key
-from pefomed_ray.rendering.templates import template_named
+from pefomed_ray.rendering.templates import template_for
 
 SPLITS_USED = ("train", "validation")
 
@@ -42,8 +43,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 def check_run(config: TrainConfig) -> None:
     """Raise ConfigError for a missing base, template, target module, taken output or a stale feature cache, DataError
     for shards that are not there or hold no training or validation rows and for a cache that lacks some image."""
-    template_named(config.template)
     base = base_folder(config.base.path)
+    template_for(config.template, family_of(base))
     check_lora_targets(base, config.lora.target_modules)
     check_shards(config)
     if config.init_from is not None:
@@ -73,6 +74,8 @@ def check_features(config: TrainConfig, base: Path) -> None:
     """Raise ConfigError or DataError where the run's feature cache does not fit the base in this folder, the template
     or the shards; nothing without a cache."""
     if config.data.feature_cache is not None:
+        if family_of(base).model_type != PEFOMED:
+            raise ConfigError(f"data.feature_cache: only {PEFOMED} bases read one; leave it out for {str(base)!r}")
         key = features_key(base, config.template)
         for part in config.data.shards:
             rows = load_shard_manifest(part.shards).rows

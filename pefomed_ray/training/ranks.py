@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
+from pefomed_ray.model.base import Base
 
 CPU = torch.device("cpu")
 
@@ -43,27 +43,21 @@ class Ranks:
         dist.all_gather_object(lists, items)
         return [item for part in lists for item in part]
 
-    def shard(self, model: PefomedForConditionalGeneration) -> None:
+    def shard(self, base: Base) -> None:
         """FSDP2 over all ranks, in place; nothing for one process. Call before the optimizer is made."""
+        model: Any = base.model
         model.to(self.device)
         if self.world_size == 1:
             return
         mesh = init_device_mesh(self.device.type, (self.world_size,))
-        for layer in decoder_layers(model):
+        for layer in base.decoder_layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "generate")
 
-    def trained_tensors(self, model: PefomedForConditionalGeneration) -> dict[str, Tensor]:
+    def trained_tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Full tensors, on the CPU, of what learns; every rank must call, only rank 0 receives them."""
         if self.world_size == 1:
             return {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(model, options=options)
-
-
-def decoder_layers(model: PefomedForConditionalGeneration) -> torch.nn.ModuleList:
-    """The language model's decoder layers, with or without PEFT around them."""
-    language_model: Any = model.language_model
-    inner = language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
-    return inner.model.layers

@@ -14,8 +14,9 @@ from torch import nn
 
 from pefomed_ray.config.schema import OptimizerConfig
 from pefomed_ray.errors import DivergedError
+from pefomed_ray.model.loss import answer_loss
 from pefomed_ray.rendering.batches import IGNORED_LABEL, Batch
-from pefomed_ray.rendering.images import ImageSpec
+from pefomed_ray.rendering.opening import AnyRenderer
 
 SumOverRanks = Callable[[float], float]
 
@@ -68,7 +69,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch],
-    image_spec: ImageSpec,
+    renderer: AnyRenderer,
     learning_rate: float,
     max_grad_norm: float,
     *,
@@ -84,9 +85,9 @@ def train_step(
     tokens = sum_over_ranks(float(sum(count_answer_tokens(batch) for batch in micro_batches)))
     loss = 0.0
     for batch in micro_batches:
-        output = model(**model_inputs(batch, image_spec), num_items_in_batch=tokens / world_size)
-        output.loss.backward()
-        loss += float(output.loss.detach()) / world_size
+        part, _ = answer_loss(model, renderer.inputs(batch), batch.labels_BT, tokens / world_size)
+        part.backward()
+        loss += float(part.detach()) / world_size
     loss = sum_over_ranks(loss)
     grad_norm = _full(nn.utils.clip_grad_norm_(trainable(model), max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -103,12 +104,12 @@ def train_step(
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, batches: Iterable[Batch], image_spec: ImageSpec, sum_over_ranks: SumOverRanks = alone
+    model: nn.Module, batches: Iterable[Batch], renderer: AnyRenderer, sum_over_ranks: SumOverRanks = alone
 ) -> float:
     """Nats an answer token over some batches, gradients off."""
     total = tokens = 0.0
     for batch in batches:
-        total += float(model(**model_inputs(batch, image_spec), num_items_in_batch=1).loss)
+        total += float(answer_loss(model, renderer.inputs(batch), batch.labels_BT, 1)[0])
         tokens += count_answer_tokens(batch)
     return sum_over_ranks(total) / sum_over_ranks(tokens)
 
@@ -116,16 +117,6 @@ def mean_loss(
 def count_answer_tokens(batch: Batch) -> int:
     """Labels that count."""
     return int((batch.labels_BT != IGNORED_LABEL).sum())
-
-
-def model_inputs(batch: Batch, image_spec: ImageSpec) -> dict[str, Any]:
-    """A batch as the model's keyword arguments."""
-    return {
-        "input_ids": batch.ids_BT,
-        "attention_mask": batch.mask_BT,
-        "labels": batch.labels_BT,
-        **batch.images(image_spec),
-    }
 
 
 def _full(norm: Any) -> float:

@@ -1,18 +1,17 @@
 """The number a search looks at: generated answers against references, on a fixed part of the validation split."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
+from torch import nn
 
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.data.plan import RowIndex, first_rows, read_rows
 from pefomed_ray.metrics.text import rouge_l
 from pefomed_ray.metrics.vqa import exact_match
-from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
-from pefomed_ray.rendering.batches import Rendered, generation_batch, training_batch
-from pefomed_ray.rendering.renderer import Renderer
+from pefomed_ray.model.generate import generate_ids
+from pefomed_ray.rendering.batches import Rendered, generation_batch, training_batch, until_stop
+from pefomed_ray.rendering.opening import AnyRenderer
 from pefomed_ray.training.feed import RecordRenderer, features_of
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import mean_loss
@@ -29,7 +28,7 @@ class ValidationSet:
     max_new_tokens: int
 
     @classmethod
-    def load(cls, index: RowIndex, config: TrainConfig, renderer: Renderer, ranks: Ranks) -> "ValidationSet":
+    def load(cls, index: RowIndex, config: TrainConfig, renderer: AnyRenderer, ranks: Ranks) -> "ValidationSet":
         """The first `validation.rows` rows, of each part of a mixture by its weight, dealt out to the ranks."""
         chosen = first_rows(index, config.validation.rows)
         count = len(chosen)
@@ -41,7 +40,7 @@ class ValidationSet:
         references = [r["answer"] if n < count else None for r, n in zip(records, numbers, strict=True)]
         return cls(rows, references, config.validation.batch_size, config.validation.max_new_tokens)
 
-    def measure(self, model: PefomedForConditionalGeneration, renderer: Renderer, ranks: Ranks) -> dict[str, float]:
+    def measure(self, model: nn.Module, renderer: AnyRenderer, ranks: Ranks) -> dict[str, float]:
         """`exact_match`, `rougeL` and `loss` (nats an answer token) over all ranks' rows; every rank must call."""
         model.eval()
         pairs = []
@@ -52,7 +51,7 @@ class ValidationSet:
             texts = self._generate(model, rows, renderer, ranks)
             pairs += [(text, ref) for text, ref in zip(texts, references, strict=True) if ref is not None]
             losses.append(training_batch(_masked(rows, references), renderer.pad_token_id).to(ranks.device))
-        loss = mean_loss(model, losses, renderer.image_spec, ranks.sum)
+        loss = mean_loss(model, losses, renderer, ranks.sum)
         model.train()
         everything = ranks.gather(pairs)
         return {
@@ -62,22 +61,10 @@ class ValidationSet:
             "n": float(len(everything)),
         }
 
-    def _generate(self, model: Any, rows: list[Rendered], renderer: Renderer, ranks: Ranks) -> list[str]:
+    def _generate(self, model: nn.Module, rows: list[Rendered], renderer: AnyRenderer, ranks: Ranks) -> list[str]:
         batch = generation_batch(rows, renderer.pad_token_id).to(ranks.device)
-        ids_BT: torch.Tensor = model.generate(
-            input_ids=batch.ids_BT,
-            **batch.images(renderer.image_spec),
-            attention_mask=batch.mask_BT,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            # Sharded layers are gathered by all ranks together: those that are done go on until the last is.
-            synced_gpus=ranks.world_size > 1,
-        )
-        return [renderer.decode(_until(ids, renderer.eos_token_id)) for ids in ids_BT.tolist()]
-
-
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+        ids_BT = generate_ids(model, renderer, batch, self.max_new_tokens, synced_gpus=ranks.world_size > 1)
+        return [renderer.decode(until_stop(ids, renderer.stop_token_ids)[0]) for ids in ids_BT.tolist()]
 
 
 def _masked(rows: list[Rendered], references: list[str | None]) -> list[Rendered]:

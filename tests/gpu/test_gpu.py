@@ -10,7 +10,7 @@ from pefomed_ray.config.schema import LoraConfig, OptimizerConfig
 from pefomed_ray.model.base import open_base
 from pefomed_ray.model.generate import Generator, Prompt
 from pefomed_ray.model.lora import attach_lora
-from pefomed_ray.rendering.batches import Rendered, training_batch
+from pefomed_ray.rendering.batches import training_batch
 from pefomed_ray.training.step import build_optimizer, train_step
 
 pytestmark = [
@@ -28,12 +28,12 @@ def losses(device: str) -> list[float]:
     side = renderer.image_spec.size_px
     pixels = torch.full((1, 3, side, side), 90, dtype=torch.uint8)
     rows = [
-        Rendered(renderer.prompt_ids("vqa", f"What is {answer}?", 1), renderer.answer_ids(answer, 16), pixels)
+        renderer.render("vqa", f"What is {answer}?", {"pixel_values": pixels}, answer, 16)
         for answer in ("Liver", "Left Lung", "2")
     ]
     batch = training_batch(rows, renderer.pad_token_id).to(torch.device(device))
     optimizer = build_optimizer(base.model, OptimizerConfig(learning_rate=1e-3))
-    return [train_step(base.model, optimizer, [batch], renderer.image_spec, 1e-3, 1.0).loss for _ in range(5)]
+    return [train_step(base.model, optimizer, [batch], renderer, 1e-3, 1.0).loss for _ in range(5)]
 
 
 def test_steps_on_a_gpu_are_those_of_the_cpu() -> None:

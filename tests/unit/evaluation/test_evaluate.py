@@ -32,8 +32,8 @@ def sees_colours(_: Path, shards: Path, split: str, settings: Any, **limits: Any
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     folder.mkdir()
-    (folder / "weights").write_bytes(b"weights")
-    files = {"weights": sha256_file(folder / "weights")}
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    files = {"weights.safetensors": sha256_file(folder / "weights.safetensors")}
     manifest = BundleManifest(base="b", base_digest="d", template="t", template_digest="d", image_size=8, files=files)
     save_document(manifest, folder / "bundle.json")
     return folder
@@ -112,7 +112,11 @@ def test_the_first_rows_only(bundle: Path, make_shards: MakeShards, tmp_path: Pa
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda bundle, out: (bundle / "weights").write_bytes(b"wrong"), DataError, "does not match its sha256"),
+        (
+            lambda bundle, out: (bundle / "weights.safetensors").write_bytes(b"wrong"),
+            DataError,
+            "does not match its sha256",
+        ),
         (lambda bundle, out: (bundle / "bundle.json").unlink(), DataError, "does not exist"),
         (lambda bundle, out: (out.mkdir(), (out / "old").touch()), ConfigError, "not empty"),
     ],

@@ -12,14 +12,16 @@ from pefomed_ray.rendering.batches import IGNORED_LABEL, Rendered, generation_ba
 from pefomed_ray.rendering.renderer import Renderer
 from pefomed_ray.rendering.templates import IMAGE_SLOT, TEMPLATES, Template, template_named
 
-RENDERERS = {name: Renderer.open(EMBEDDED_FOLDER, template) for name, template in TEMPLATES.items()}
-NO_PIXELS = torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+RENDERERS = {
+    name: Renderer.open(EMBEDDED_FOLDER, template) for name, template in TEMPLATES.items() if not template.chat
+}
+NO_PIXELS = {"pixel_values": torch.zeros(0, 3, 1, 1, dtype=torch.uint8)}
 
 
 @settings(max_examples=40, deadline=None)
 @given(question=st.text(max_size=60), answer=st.text(max_size=60), images=st.integers(0, 3))
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", sorted(RENDERERS))
 def test_generation_is_the_prefix_of_the_training_example(
     name: str, task: str, question: str, answer: str, images: int
 ) -> None:
@@ -61,7 +63,7 @@ def test_templates_are_named_and_a_changed_word_changes_the_digest() -> None:
     changed = Template(short.name, short.version, short.image, prompts)
     assert changed.digest != short.digest
     assert Template(short.name, short.version, short.image, dict(short.prompts)).digest == short.digest
-    with pytest.raises(ConfigError, match="'shrot' is not known; allowed: paper, short"):
+    with pytest.raises(ConfigError, match=r"'shrot' is not known; allowed: .*paper, short"):
         template_named("shrot")
 
 

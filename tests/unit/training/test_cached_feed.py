@@ -66,20 +66,19 @@ def test_features_arrive_with_their_rows_and_nothing_is_decoded(order: Order) ->
     assert len(batches) == 2
     seen = []
     for batch in batches:
-        assert batch.pixels_NCHW is None
-        assert batch.features_NVW is not None
-        assert (batch.features_NVW.dtype, tuple(batch.features_NVW.shape)) == (torch.float16, (2, *SHAPE))
-        for ids, labels, features in zip(batch.ids_BT, batch.labels_BT, batch.features_NVW, strict=True):
+        assert list(batch.tensors) == ["patch_features"]
+        features_NVW = batch.tensors["patch_features"]
+        assert (features_NVW.dtype, tuple(features_NVW.shape)) == (torch.float16, (2, *SHAPE))
+        for ids, labels, features in zip(batch.ids_BT, batch.labels_BT, features_NVW, strict=True):
             if (labels != -100).any():  # not padding
                 row = int(base.renderer.decode(ids[labels != -100].tolist()))
                 assert torch.equal(features, Features().features([str(row)])[0])
                 seen.append(row)
         moved = batch.to(torch.device("cpu"))
-        assert moved.pixels_NCHW is None
-        assert torch.equal(moved.features_NVW, batch.features_NVW)
+        assert torch.equal(moved.tensors["patch_features"], features_NVW)
     assert sorted(seen) == [0, 1, 2]
     del base.model.vision_tower
-    assert mean_loss(base.model, batches, base.renderer.image_spec) > 0
+    assert mean_loss(base.model, batches, base.renderer) > 0
 
 
 def test_without_a_cache_images_are_decoded(order: Order) -> None:
@@ -93,7 +92,6 @@ def test_validation_rows_hold_features() -> None:
     renderer = open_base("embedded", "short").renderer
     record = {"task": "vqa", "question": "?", "answer": "4", "images": [{"bytes": b""}] * 2, "image_sha256": ["3", "5"]}
     row = RecordRenderer(renderer, 8, Features()).render(record)  # type: ignore[arg-type]
-    assert row.pixels_NCHW is None
-    assert row.features_NVW is not None
-    assert row.features_NVW[:, 0, 0].tolist() == pytest.approx([0.3, 0.5], abs=1e-3)
+    assert list(row.tensors) == ["patch_features"]
+    assert row.tensors["patch_features"][:, 0, 0].tolist() == pytest.approx([0.3, 0.5], abs=1e-3)
     assert row.prompt.count(renderer.image_token_id) == 2 * SHAPE[0]

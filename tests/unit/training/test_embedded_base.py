@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pefomed_ray.model.base import open_base
-from pefomed_ray.rendering.batches import Rendered, training_batch
+from pefomed_ray.rendering.batches import training_batch
 from pefomed_ray.rendering.images import normalise
 from pefomed_ray.training.embedded_base import Text, pack, packed_loss
 from pefomed_ray.training.step import mean_loss
@@ -21,10 +21,8 @@ def test_packed_texts_do_not_see_each_other() -> None:
     renderer = base.renderer
     side = renderer.image_spec.size_px
     pixels = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = [
-        Rendered(renderer.prompt_ids(t.task, t.question, 1), renderer.answer_ids(t.answer, 96), pixels) for t in TEXTS
-    ]
-    separate = mean_loss(base.model, [training_batch(rows, renderer.pad_token_id)], renderer.image_spec)
+    rows = [renderer.render(t.task, t.question, {"pixel_values": pixels}, t.answer, 96) for t in TEXTS]
+    separate = mean_loss(base.model, [training_batch(rows, renderer.pad_token_id)], renderer)
     pictures = normalise(pixels, renderer.image_spec)
     sequence = pack(renderer, TEXTS)
     with torch.no_grad():

@@ -30,7 +30,7 @@ def rows(base: Base, answers: list[str]) -> list[Rendered]:
         Rendered(
             renderer.prompt_ids("vqa", f"What is {i}?", 1),
             renderer.answer_ids(answer, 32),
-            torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator),
+            {"pixel_values": torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator)},
         )
         for i, answer in enumerate(answers)
     ]
@@ -38,7 +38,7 @@ def rows(base: Base, answers: list[str]) -> list[Rendered]:
 
 def step(base: Base, batches: list[Batch], learning_rate: float = 1e-2) -> float:
     optimizer = build_optimizer(base.model, OPTIMIZER)
-    return train_step(base.model, optimizer, batches, base.renderer.image_spec, learning_rate, 1.0).loss
+    return train_step(base.model, optimizer, batches, base.renderer, learning_rate, 1.0).loss
 
 
 def weights(base: Base) -> list[torch.Tensor]:
@@ -86,14 +86,14 @@ def test_a_padding_row_changes_nothing() -> None:
     plain, padded = fresh(), fresh()
     pad = plain.renderer.pad_token_id
     made = rows(plain, ["Yes", "No"])
-    filler = Rendered(made[0].prompt, made[0].answer, made[0].pixels_NCHW, weight=0)
+    filler = Rendered(made[0].prompt, made[0].answer, made[0].tensors, weight=0)
     assert step(plain, [training_batch(made, pad)]) == pytest.approx(
         step(padded, [training_batch([*made, filler], pad)]), abs=1e-6
     )
     # A whole micro-batch of padding, as the last step of an epoch may hold.
     only = fresh()
     assert step(only, [training_batch(made, pad), training_batch([filler], pad)]) == pytest.approx(
-        mean_loss(fresh().model, [training_batch(made, pad)], plain.renderer.image_spec), abs=1e-5
+        mean_loss(fresh().model, [training_batch(made, pad)], plain.renderer), abs=1e-5
     )
 
 
@@ -101,7 +101,7 @@ def test_steps_lower_the_loss() -> None:
     base = fresh()
     batch = training_batch(rows(base, ["Yes", "No", "Liver", "2"]), base.renderer.pad_token_id)
     optimizer = build_optimizer(base.model, OPTIMIZER)
-    losses = [train_step(base.model, optimizer, [batch], base.renderer.image_spec, 3e-3, 1.0).loss for _ in range(8)]
+    losses = [train_step(base.model, optimizer, [batch], base.renderer, 3e-3, 1.0).loss for _ in range(8)]
     assert losses[-1] < 0.8 * losses[0]
 
 
