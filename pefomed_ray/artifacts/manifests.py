@@ -64,7 +64,8 @@ class BundleManifest(_Document):
     base_digest: str
     template: str
     template_digest: str
-    image_size: int
+    image_size: int | None
+    """Side in pixels; None where the base's own processor decides."""
     files: dict[str, str]
 
     @property
