@@ -61,7 +61,7 @@ class Renderer:
         Pieces of text are encoded one by one (as the published code does), so an image never changes how its
         neighbours are tokenized.
         """
-        ids = [self.bos_token_id]
+        ids = [self.bos_token_id] * self.template.bos_tokens
         for piece in self.template.segments(task, question, image_count):
             if piece == IMAGE_SLOT:
                 ids += [self.image_token_id] * self.tokens_per_image
@@ -71,7 +71,7 @@ class Renderer:
 
     def answer_ids(self, answer: str, max_tokens: int | None) -> list[int]:
         """The answer and EOS. A longer one is cut to `max_tokens` and has no EOS: nobody learns to stop early."""
-        return [*self._encode(answer.strip()), self.eos_token_id][:max_tokens]
+        return [*self._encode(self.template.answer(answer)), self.eos_token_id][:max_tokens]
 
     @property
     def digest(self) -> str:

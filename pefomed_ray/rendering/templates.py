@@ -4,55 +4,10 @@ A template is data, named and versioned; its digest is stored in every bundle, b
 score quietly worse under another (the published code trains reports under ``[report]`` and evaluates ``[caption]``).
 """
 
-from dataclasses import dataclass
-
 from pefomed_ray.artifacts.family import PEFOMED, Family
-from pefomed_ray.artifacts.records import Task
-from pefomed_ray.artifacts.storage import digest_of
 from pefomed_ray.errors import ConfigError
-
-IMAGE_SLOT = "<ImageHere>"
-
-
-@dataclass(frozen=True)
-class Template:
-    """Text around images and question, by task.
-
-    `prompts` holds `{images}` where the images go and `{question}` where the question goes; an answer follows the
-    prompt and ends with the tokenizer's end-of-sequence token.
-    """
-
-    name: str
-    version: int
-    image: str
-    """One image; holds IMAGE_SLOT, which becomes the image's visual tokens."""
-    prompts: dict[Task, str]
-    chat: bool = False
-    """For models with a chat template of their own, which says where images go."""
-
-    @property
-    def digest(self) -> str:
-        """Identity of the wording."""
-        return digest_of([self.name, self.version, self.image, self.prompts])
-
-    def words(self, task: Task, question: str) -> str:
-        """The prompt without images: what a user says."""
-        return self.prompts[task].replace("{images}", "").replace("{question}", question.strip()).strip()
-
-    def segments(self, task: Task, question: str, image_count: int) -> list[str]:
-        """The prompt cut at its images: text, IMAGE_SLOT, text, ...; joined again it is the prompt.
-
-        A question is inserted after the cut, so that one that spells IMAGE_SLOT stays text.
-        """
-        before, after = self.prompts[task].split("{images}")
-        pieces = [before]
-        for _ in range(image_count):
-            left, right = self.image.split(IMAGE_SLOT)
-            pieces[-1] += left
-            pieces += [IMAGE_SLOT, right]
-        pieces[-1] += after.replace("{question}", question.strip())
-        return pieces
-
+from pefomed_ray.rendering.legacy import LEGACY, LEGACY_TRAIN, LEGACY_TRAIN_BARE
+from pefomed_ray.rendering.template import IMAGE_SLOT, Template
 
 _PAPER = Template(
     name="paper",
@@ -92,7 +47,9 @@ _CHAT = Template(
 )
 """What a user says to a model that has been taught to chat; its own template does the rest."""
 
-TEMPLATES: dict[str, Template] = {template.name: template for template in (_PAPER, _SHORT, _CHAT)}
+TEMPLATES: dict[str, Template] = {
+    template.name: template for template in (_PAPER, _SHORT, _CHAT, LEGACY, LEGACY_TRAIN, LEGACY_TRAIN_BARE)
+}
 
 
 def template_named(name: str) -> Template:
