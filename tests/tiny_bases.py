@@ -12,8 +12,14 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerBase, TokenizersBackend
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GemmaTokenizer,
+    PreTrainedTokenizerBase,
+    TokenizersBackend,
+)
 
 CORPUS = (
     "The quick brown fox. Is this a CT of the chest? Yes, no; left and right lung, heart, liver.",
@@ -98,13 +104,10 @@ def _byte_level(name: str, first: Sequence[str], **fields: Any) -> PreTrainedTok
     return getattr(transformers, name)(vocab=names, merges=merges, **fields)
 
 
-def _sentence_piece(name: str, first: Sequence[str], plain: Sequence[str] = (), **fields: Any) -> Any:
-    """BPE over characters that falls back to bytes (Llama 2, Gemma); `plain` are added tokens that are not special."""
+def _sentence_piece(first: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Pieces and merges of BPE over characters that falls back to bytes (Llama 2, Gemma); `first` come first."""
     vocabulary, merges = _learn(pre_tokenizers.Metaspace(prepend_scheme="never"), [])
-    names = _numbered([*first, *plain, *(f"<0x{byte:02X}>" for byte in range(256)), *vocabulary])
-    tokenizer = getattr(transformers, name)(vocab=names, merges=merges, **fields)
-    tokenizer.add_tokens(list(plain))
-    return _begun(tokenizer)
+    return _numbered([*first, *(f"<0x{byte:02X}>" for byte in range(256)), *vocabulary]), merges
 
 
 def _begun(tokenizer: Any) -> Any:
@@ -130,8 +133,13 @@ def _numbered(tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _llama_2() -> PreTrainedTokenizerBase:
-    first = ("<unk>", "<s>", "</s>", "<image>", "<pad>")
-    return _sentence_piece("LlamaTokenizer", first, pad_token="<pad>", extra_special_tokens=["<image>"])
+    vocabulary, merges = _sentence_piece(("<unk>", "<s>", "</s>", "<image>", "<pad>"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(back)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return _begun(TokenizersBackend(tokenizer_object=tokenizer, extra_special_tokens=["<image>"], **names))
 
 
 def _llama_3() -> PreTrainedTokenizerBase:
@@ -187,9 +195,14 @@ def _qwen_vl() -> PreTrainedTokenizerBase:
     return _qwen("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def _gemma(*more: str, plain: Sequence[str] = (), **fields: Any) -> PreTrainedTokenizerBase:
-    first = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *more)
-    return _sentence_piece("GemmaTokenizer", first, ("\n", "\n\n", *plain), extra_special_tokens=list(more), **fields)
+def _gemma(more: Sequence[str], plain: Sequence[str], named: dict[str, str] | None = None) -> PreTrainedTokenizerBase:
+    """`more` are special, though the tokenizer's own list of special tokens lacks them; `plain` are added tokens."""
+    first = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *more, "\n", "\n\n", *plain)
+    vocabulary, merges = _sentence_piece(first)
+    tokenizer = GemmaTokenizer(vocabulary, merges, model_specific_special_tokens=named)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in more])
+    tokenizer.add_tokens(["\n", "\n\n", *plain])
+    return _begun(tokenizer)
 
 
 def _gemma_3() -> PreTrainedTokenizerBase:
@@ -198,12 +211,12 @@ def _gemma_3() -> PreTrainedTokenizerBase:
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     }
-    return _gemma("<start_of_turn>", "<end_of_turn>", *named.values(), model_specific_special_tokens=named)
+    return _gemma(("<start_of_turn>", "<end_of_turn>", *named.values()), ("<b>", "</b>"), named)
 
 
 def _paligemma() -> PreTrainedTokenizerBase:
     places = [f"<loc{number:04}>" for number in range(1024)] + [f"<seg{number:03}>" for number in range(128)]
-    return _gemma("<image>", plain=places)
+    return _gemma(("<image>",), places)
 
 
 # Chat templates: what the published ones render for text and images.
