@@ -23,6 +23,7 @@ from pefomed_ray.artifacts.storage import digest_of
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.batches import OF_TOKENS, Batch, Rendered
 from pefomed_ray.rendering.images import decode_pixels
+from pefomed_ray.rendering.processors import open_processor
 from pefomed_ray.rendering.templates import Template
 
 PROBE = "xylophone"
@@ -42,21 +43,9 @@ class ChatRenderer:
     def open(cls, folder: Path, template: Template) -> "ChatRenderer":
         """From a model's folder.
 
-        Raises ConfigError where its processor needs a package that is not there, or has no template that can be used.
+        Raises ConfigError where it has no processor that can be opened, or no template that can be used.
         """
-        from transformers import AutoProcessor  # five seconds that data workers of `pefomed` bases need not spend
-
-        try:
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        except (ImportError, ValueError) as error:
-            needed = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
-            if not needed:
-                raise ConfigError(f"base.path: the processor in {str(folder)!r} cannot be opened: {error}") from None
-            raise ConfigError(
-                f"base.path: the processor in {str(folder)!r} needs {' and '.join(needed)}; install the extra that has "
-                "it: pip install 'pefomed-ray[vlm]'"
-            ) from None
-        renderer = cls(processor, template)
+        renderer = cls(open_processor(folder), template)
         _ = renderer._turn  # a template that cannot be used is refused here
         return renderer
 
