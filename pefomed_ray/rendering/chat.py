@@ -151,7 +151,7 @@ class ChatRenderer:
     def _special_tokens(self) -> list[str]:
         """What the tokenizer, or the processor before it, would not read as text; the longest first."""
         tokenizer = self.processor.tokenizer
-        tokens = {token.content for token in tokenizer.added_tokens_decoder.values()}
+        tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         tokens |= {value for value in vars(self.processor).values() if isinstance(value, str) and value.startswith("<")}
         return sorted((token for token in tokens if len(token) > 1 and not token.isspace()), key=len, reverse=True)
 
@@ -171,7 +171,8 @@ class ChatRenderer:
             raise ConfigError("base.path: the model's chat template leaves answers out; take another model or mend it")
         # LLaVA-OneVision's turns do not begin as its prompts end; what is generated from is what counts.
         before = head.removeprefix(prompt) if head.startswith(prompt) else ""
-        special = [token for token in self._encode(after) if token in tokenizer.all_special_ids]
+        known = tokenizer.added_tokens_decoder  # `all_special_ids` lacks some: Gemma 3's end of a turn
+        special = [token for token in self._encode(after) if token in known and known[token].special]
         return _Turn(prompt[-1], before, special[0] if special else tokenizer.eos_token_id)
 
 
