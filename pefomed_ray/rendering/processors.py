@@ -38,6 +38,7 @@ def open_processor(folder: Path) -> Any:
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
+    ImageTextProcessor.__name__ = name  # what `save_pretrained` writes
     parts = {
         "image_processor": lambda: transformers.AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True
