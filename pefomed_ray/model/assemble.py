@@ -22,6 +22,7 @@ from pefomed_ray.artifacts.storage import publishing, read_json, write_json
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.model.parts import (
     MAX_SHARD_BYTES,
+    SOURCES_FILE,
     Part,
     Stored,
     find_part,
@@ -37,7 +38,6 @@ from pefomed_ray.model.pefomed import (
 from pefomed_ray.rendering.images import ImageSpec
 
 IMAGE_TOKEN = "<image>"
-SOURCES_FILE = "assembled.json"
 PREFIX_IN_WHOLE_MODELS = "vision_model."
 """Before the tower's names in the checkpoint of a whole Blip-2 or CLIP, and in older ones of a CLIP tower alone."""
 NOT_WEIGHTS = (".position_ids", ".rotary_emb.inv_freq")

@@ -25,6 +25,8 @@ HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 HUB_FILES = ("*.json", "*.model", "*.txt", "model*.safetensors")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SOURCES_FILE = "assembled.json"
+"""In a base: where its parts came from."""
 MAX_SHARD_BYTES = 2 << 30
 
 
