@@ -16,11 +16,16 @@ C = TypeVar("C", bound=Section)
 ALIASES = {
     "base_model": "base.path",
     "model_name_or_path": "base.path",
+    "torch_dtype": "base.dtype",
     "lora_rank": "lora.rank",
     "lora_r": "lora.rank",
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "lora_target_modules": "lora.target_modules",
+    "lora_target": "lora.target_modules",
+    "use_rslora": "lora.use_rslora",
+    "use_dora": "lora.use_dora",
+    "loraplus_lr_ratio": "lora.loraplus_lr_ratio",
     "learning_rate": "optimizer.learning_rate",
     "weight_decay": "optimizer.weight_decay",
     "max_grad_norm": "optimizer.max_grad_norm",
@@ -33,6 +38,13 @@ ALIASES = {
     "num_workers": "resources.workers",
 }
 """Names people type from LLaMA-Factory, ms-swift, Axolotl and Transformers -> ours. Accepted at the top level."""
+
+QUANTIZATION: dict[str, dict[Any, str | None]] = {
+    "quantization_bit": {4: "nf4", 8: "int8", None: None},
+    "load_in_4bit": {True: "nf4", False: None},
+    "load_in_8bit": {True: "int8", False: None},
+}
+"""How others ask for `base.quantization`, and what each value means; None says nothing."""
 
 GRADIENT_ACCUMULATION = "gradient_accumulation_steps"
 
@@ -106,12 +118,24 @@ def _resolve_aliases(kind: type[Section], values: Mapping[str, Any]) -> dict[str
             set_key(resolved, dotted, value)
         else:
             resolved[name] = value
+    if "training" in kind.model_fields:
+        _resolve_quantization(resolved)
     if GRADIENT_ACCUMULATION in resolved and "training" in kind.model_fields:
         steps = resolved.pop(GRADIENT_ACCUMULATION)
         micro_batch_size = resolved.get("training", {}).get("micro_batch_size", TrainingConfig().micro_batch_size)
         rows = micro_batch_size * resolved.get("resources", {}).get("workers", ResourcesConfig().workers)
         set_key(resolved, "training.batch_size", rows * steps)
     return resolved
+
+
+def _resolve_quantization(values: dict[str, Any]) -> None:
+    for name in [name for name in QUANTIZATION if name in values]:
+        value, meanings = values.pop(name), QUANTIZATION[name]
+        if value not in list(meanings):
+            allowed = ", ".join(str(meaning) for meaning in meanings if meaning is not None)
+            raise ConfigError(f"{name}: {value!r} is not one of {allowed}")
+        if meanings[value] is not None:
+            set_key(values, "base.quantization", meanings[value])
 
 
 def _parse_value(key: str, text: str) -> Any:

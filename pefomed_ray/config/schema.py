@@ -18,11 +18,29 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class BaseModelConfig(Section):
+class Precision(Section):
+    """What a frozen base is held in."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of its weights; what is trained is float32 either way."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """nf4 (QLoRA, arXiv 2305.14314) or int8 (arXiv 2208.07339) for the linear layers of the language model, by
+    bitsandbytes and on a GPU; all else is held in `dtype`."""
+
+
+class BaseModelConfig(Precision):
     """The frozen model an adapter is trained on."""
 
     path: str = "embedded"
     """`embedded`, the tiny base in the package, or the folder of a base model."""
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    if value in (["all"], ("all",)):  # as LLaMA-Factory spells it
+        return ("all-linear",)
+    return value
 
 
 class LoraConfig(Section):
@@ -32,9 +50,15 @@ class LoraConfig(Section):
     """r, *paper*."""
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank, *paper*."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732): large ranks then learn as fast as small ones."""
+    use_dora: bool = False
+    """Learn the length of each weight's rows apart from their direction (DoRA, arXiv 2402.09353)."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Learning rate of the B matrices over that of all else (LoRA+, arXiv 2402.12354; 16 there). None: the same."""
     dropout: Fraction = 0.05
     """Dropout before the down projection, *paper*."""
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(_names)] = ("q_proj", "v_proj")
     """Names of linear layers of the language model, or `all-linear` for all of them; *paper*: query and value."""
 
 
@@ -167,6 +191,21 @@ class TrainConfig(Section):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} is not a multiple of resources.workers x "
                 f"training.micro_batch_size = {rows}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_quantised_base_has_what_it_needs(self) -> "TrainConfig":
+        quantization = self.base.quantization
+        if quantization != "none" and not self.resources.use_gpu:
+            raise ValueError(
+                f"base.quantization {quantization} needs resources.use_gpu=true: on CPUs bitsandbytes repacks weights "
+                "in evaluation mode, which silently spoils sharded ones; take base.dtype=bfloat16 there"
+            )
+        if quantization == "int8" and self.resources.workers > 1:
+            raise ValueError(
+                f"base.quantization int8 runs on one worker, not {self.resources.workers}: its weights cannot be "
+                "sharded (they lose their scales); take nf4, or resources.workers=1"
             )
         return self
 

@@ -11,6 +11,8 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrain
 import pefomed_ray.model.pefomed  # noqa: F401 - registers the architecture
 from pefomed_ray.artifacts.base import base_folder, family_of
 from pefomed_ray.artifacts.family import Family
+from pefomed_ray.config.schema import Precision
+from pefomed_ray.model.precision import FLOAT32, check_precision, loading_arguments
 from pefomed_ray.rendering.opening import AnyRenderer, open_renderer
 
 
@@ -42,14 +44,17 @@ class Base:
         return int(text_config.max_position_embeddings)
 
 
-def open_base(path: str, template: str) -> Base:
-    """Load a base in float32. Raises ConfigError where the folder is not a base or the template is not for it."""
+def open_base(path: str, template: str, precision: Precision = FLOAT32, device: torch.device | str = "cpu") -> Base:
+    """Load a base onto a device. Raises ConfigError where the folder is not a base, the template is not for it, or the
+    device cannot hold it in that precision."""
+    device = torch.device(device)
+    check_precision(precision, device)
     folder = base_folder(path)
     family = family_of(folder)
     renderer = open_renderer(folder, family, template)
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        folder, local_files_only=True, use_safetensors=True, **loading_arguments(precision, family, device)
     )
     # Models bring their own taste in sampling (Qwen2.5-VL: a repetition penalty); here greedy means greedy.
     model.generation_config = GenerationConfig()
-    return Base(folder, model.eval(), renderer, family)
+    return Base(folder, model.to(device).eval(), renderer, family)

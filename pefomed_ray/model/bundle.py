@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,9 +13,11 @@ from pefomed_ray.artifacts.base import base_digest, base_folder, image_size, pro
 from pefomed_ray.artifacts.manifests import BundleManifest, save_document, verify_bundle
 from pefomed_ray.artifacts.storage import publishing, sha256_file, write_json
 from pefomed_ray.config import TrainConfig, save_config
+from pefomed_ray.config.load import read_yaml
+from pefomed_ray.config.schema import Precision
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base, open_base
-from pefomed_ray.model.lora import load_lora, make_trainable, save_lora
+from pefomed_ray.model.lora import load_lora, make_trainable, projector_in_float32, save_lora
 
 PROJECTOR_FILE = "projector.safetensors"
 NOT_COPIED = ("config.json", "generation_config.json", "model.safetensors.index.json")
@@ -57,11 +60,18 @@ def save_bundle(
     return manifest
 
 
-def open_bundle(directory: Path, *, trainable: bool = False) -> tuple[Base, BundleManifest]:
-    """Verify a bundle, open its base and put the adapter and projector in place.
+def open_bundle(
+    directory: Path,
+    *,
+    trainable: bool = False,
+    precision: Precision | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Base, BundleManifest]:
+    """Verify a bundle, open its base on a device and put the adapter and projector in place.
 
-    Raises DataError where a file does not match its sha256, the base is another one than trained on, or the template
-    of that name reads differently today than it did in training: both digests are named.
+    The base is held as it was in training, unless `precision` says otherwise. Raises ConfigError where the device
+    cannot hold it so, and DataError where a file does not match its sha256, the base is another one than trained on, or
+    the template of that name reads differently today than it did in training: both digests are named.
     """
     manifest = verify_bundle(directory)
     digest = base_digest(base_folder(manifest.base))
@@ -70,7 +80,7 @@ def open_bundle(directory: Path, *, trainable: bool = False) -> tuple[Base, Bund
             f"bundle {str(directory)!r} was trained on base {manifest.base_digest[:16]}, "
             f"but {manifest.base!r} is {digest[:16]}; point base to the one it was trained on"
         )
-    base = open_base(manifest.base, manifest.template)
+    base = open_base(manifest.base, manifest.template, precision or _precision(directory), device)
     if base.renderer.digest != manifest.template_digest:
         raise DataError(
             f"bundle {str(directory)!r} was trained with template {manifest.template!r} of digest "
@@ -84,6 +94,12 @@ def open_bundle(directory: Path, *, trainable: bool = False) -> tuple[Base, Bund
     return base, manifest
 
 
+def _precision(directory: Path) -> Precision:
+    """Of the run that made the bundle; bundles of before there was a choice say nothing."""
+    said = read_yaml(directory / "run.yaml")["base"]
+    return Precision(**{name: said[name] for name in Precision.model_fields if name in said})
+
+
 def _load_projector(base: Base, path: Path) -> None:
     tensors = load_file(path)
     wanted = {name for name, _ in base.model.named_parameters() if name.startswith(_within(base.family.projector))}
@@ -92,6 +108,7 @@ def _load_projector(base: Base, path: Path) -> None:
             f"{str(path)!r} does not fit the base: it lacks {sorted(wanted - set(tensors))[:3]}, and "
             f"{sorted(set(tensors) - wanted)[:3]} have no place"
         )
+    projector_in_float32(base)
     base.model.load_state_dict(tensors, strict=False)
 
 

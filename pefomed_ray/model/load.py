@@ -17,21 +17,22 @@ from pefomed_ray.model.processor import PefomedProcessor
 from pefomed_ray.rendering.renderer import Renderer
 
 
-def open_any(path: str | Path, template: str | None = None) -> Base:
+def open_any(path: str | Path, template: str | None = None, device: torch.device | str = "cpu") -> Base:
     """A base or a bundle. `template` is used for a base alone (default: `short` or `chat`); a bundle has its own."""
     if str(path) == EMBEDDED:
-        return open_base(EMBEDDED, template or "short")
+        return open_base(EMBEDDED, template or "short", device=device)
     folder = local_path(path)
     if (folder / "bundle.json").is_file():
-        return open_bundle(folder)[0]
+        return open_bundle(folder, device=device)[0]
     if not folder.is_dir():
         raise ConfigError(f"model {str(folder)!r} does not exist; give a base, a bundle or {EMBEDDED!r}")
-    return open_base(str(folder), template or ("short" if family_of(folder).model_type == PEFOMED else "chat"))
+    template = template or ("short" if family_of(folder).model_type == PEFOMED else "chat")
+    return open_base(str(folder), template, device=device)
 
 
 def load_model(path: str | Path) -> tuple[PreTrainedModel, Any]:
-    """A base's or a bundle's model (float32, evaluation mode, on the CPU) and its processor: ours for a `pefomed` base,
-    else the model's own.
+    """A base's or a bundle's model (in evaluation mode, on the CPU; float32, or what a bundle was trained in) and its
+    processor: ours for a `pefomed` base, else the model's own.
 
     Raises ConfigError where there is none at `path`, DataError where a bundle's files do not match.
     """
@@ -42,4 +43,4 @@ def load_model(path: str | Path) -> tuple[PreTrainedModel, Any]:
 
 def open_generator(path: str | Path, device: torch.device | str = "cpu") -> Generator:
     """A base or a bundle, ready to answer."""
-    return Generator(open_any(path), device)
+    return Generator(open_any(path, device=device), device)

@@ -6,9 +6,11 @@ Adapters are put into the model where it stands, without PEFT's wrapper around i
 
 import re
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from pefomed_ray.artifacts.family import Family
 from pefomed_ray.config.schema import LoraConfig
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base
+from pefomed_ray.model.precision import hold_in_float32, number_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -36,6 +39,8 @@ def attach_lora(base: Base, config: LoraConfig, *, train_projector: bool) -> Non
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
             target_modules=_targets(base.family, names),
             base_model_name_or_path=str(base.path),
         ),
@@ -73,26 +78,53 @@ def save_lora(base: Base, tensors: dict[str, Tensor], directory: Path) -> None:
 
 
 def make_trainable(base: Base, *, train_projector: bool) -> None:
-    """Let the adapter and, if asked, the projector learn, in float32 whatever the base is stored in."""
-    for name, parameter in base.model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
+    """Let the adapter and, if asked, the projector learn, in float32 whatever the base is held in."""
+    for parameter in _adapter_parameters(base):
+        parameter.requires_grad_(True)
     if train_projector:
-        for part in base.family.projector:
-            base.model.get_submodule(part).float().requires_grad_(True)
+        for module in projector_in_float32(base):
+            module.requires_grad_(True)
+
+
+def projector_in_float32(base: Base) -> list[nn.Module]:
+    """The projector's modules, turned to float32: what is trained, or was, is held so."""
+    parts = [base.model.get_submodule(name) for name in base.family.projector]
+    modules = [module for part in parts for module in (part if isinstance(part, nn.ModuleList) else [part])]
+    for module in modules:
+        hold_in_float32(module)
+    return modules
+
+
+def what_learns(base: Base) -> dict[str, Any]:
+    """How many `modules` of the language model have adapters, their names' last parts (`targets`), and how many of all
+    `parameters` are `trainable_parameters`."""
+    names = [name for name, module in base.model.named_modules() if isinstance(module, BaseTunerLayer)]
+    trainable, total = parameter_counts(base.model)
+    return {
+        "language_model": base.family.language_model,
+        "modules": len(names),
+        "targets": sorted({name.rsplit(".", 1)[-1] for name in names}),
+        "trainable_parameters": trainable,
+        "parameters": total,
+    }
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) numbers of parameters."""
-    counts = [(p.numel() if p.requires_grad else 0, p.numel()) for p in model.parameters()]
-    return sum(trainable for trainable, _ in counts), sum(total for _, total in counts)
+    parameters = list(model.parameters())
+    return sum(number_of(p) for p in parameters if p.requires_grad), sum(map(number_of, parameters))
 
 
 def _inject(base: Base, config: PeftConfig) -> None:
-    base.model.requires_grad_(False)
     inject_adapter_in_model(config, base.adapted)
+    for parameter in _adapter_parameters(base):
+        parameter.data = parameter.data.float()
     base.model.requires_grad_(False)
+    base.model.train(base.model.training)  # new modules are in training mode whatever the model is in: they drop out
+
+
+def _adapter_parameters(base: Base) -> list[nn.Parameter]:
+    return [parameter for name, parameter in base.model.named_parameters() if "lora_" in name]
 
 
 def _targets(family: Family, names: list[str]) -> list[str] | str:

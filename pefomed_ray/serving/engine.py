@@ -19,12 +19,13 @@ class ModelReplica:
     """Serve deployment around `Generator`. Constructed with the registry's copy of a bundle, so it survives the run."""
 
     def __init__(self, bundle: str, task: Task, config: ServeConfig) -> None:
-        base, manifest = open_bundle(Path(bundle))
+        device = "cuda" if config.use_gpu else "cpu"
+        base, manifest = open_bundle(Path(bundle), device=device)
         self._digest = manifest.digest
         self._task = task
         self._max_new_tokens = config.max_new_tokens
         self._context_tokens = base.context_tokens
-        self._generator = Generator(base, "cuda" if config.use_gpu else "cpu")
+        self._generator = Generator(base, device)
         # One thread: the model is asked one batch at a time, off the event loop that collects the next.
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._answer_batch.set_max_batch_size(config.max_batch_size)

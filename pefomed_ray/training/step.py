@@ -41,14 +41,27 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, as the published code groups them."""
-    parameters = trainable(model)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, loraplus_lr_ratio: float | None = None
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as the published code groups them.
+
+    LoRA+ (arXiv 2402.12354): LoRA's B matrices learn `loraplus_lr_ratio` times as fast as all else; each group's
+    `lr_ratio` says how fast.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            weight_decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            lr_ratio = loraplus_lr_ratio or 1.0 if ".lora_B." in name else 1.0
+            groups.setdefault((weight_decay, lr_ratio), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": params, "weight_decay": decay, "lr": config.learning_rate * ratio, "lr_ratio": ratio}
+            for (decay, ratio), params in groups.items()
+        ],
+        betas=config.betas,
+    )
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -96,7 +109,7 @@ def train_step(
             "no step was taken; lower optimizer.learning_rate or lora.alpha"
         )
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_ratio"]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Step(loss, grad_norm, learning_rate, int(tokens))

@@ -95,6 +95,45 @@ def test_names_people_already_type_are_understood() -> None:
     assert (config.training.micro_batch_size, config.training.batch_size, config.training.epochs) == (4, 12, 2)
 
 
+def test_ways_to_adapt_and_to_quantise_as_others_spell_them() -> None:
+    def config(**typed: Any) -> TrainConfig:
+        return build_config(TrainConfig, {**MINIMAL, "resources": {"use_gpu": True}, **typed}, "file.yaml")
+
+    lora = config(use_rslora=True, use_dora=True, loraplus_lr_ratio=16, lora_target="q_proj, v_proj").lora
+    assert (lora.use_rslora, lora.use_dora, lora.loraplus_lr_ratio) == (True, True, 16.0)
+    assert lora.target_modules == ("q_proj", "v_proj")
+    for all_of_them in ("all", "all-linear", ["all-linear"]):
+        assert config(lora_target=all_of_them).lora.target_modules == ("all-linear",)
+    for typed, expected in (
+        ({"quantization_bit": 4}, "nf4"),
+        ({"quantization_bit": 8}, "int8"),
+        ({"quantization_bit": None}, "none"),
+        ({"load_in_4bit": True, "load_in_8bit": False}, "nf4"),
+        ({"load_in_8bit": True, "load_in_4bit": False}, "int8"),
+        ({"load_in_4bit": False}, "none"),
+    ):
+        assert config(**typed).base.quantization == expected
+    assert config(torch_dtype="bfloat16").base.dtype == "bfloat16"
+    for wrong in ({"quantization_bit": 3}, {"load_in_4bit": "yes"}, {"quantization_bit": [4]}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: .* is not one of"):
+            config(**wrong)
+
+
+def test_a_quantised_base_is_refused_where_it_cannot_run() -> None:
+    def config(quantization: str, **resources: Any) -> TrainConfig:
+        values = {"base": {"quantization": quantization}, "resources": resources, "training": {"batch_size": 16}}
+        return build_config(TrainConfig, MINIMAL | values, "file.yaml")
+
+    for quantization in ("nf4", "int8"):
+        assert config(quantization, use_gpu=True).base.quantization == quantization
+        with pytest.raises(ConfigError, match=rf"{quantization} needs resources\.use_gpu=true: on CPUs bitsandbytes"):
+            config(quantization)
+    assert config("nf4", use_gpu=True, workers=2).resources.workers == 2
+    with pytest.raises(ConfigError, match="int8 runs on one worker, not 2: its weights cannot be sharded"):
+        config("int8", use_gpu=True, workers=2)
+    assert config("none").base.quantization == "none"
+
+
 def test_every_alias_names_a_real_key() -> None:
     for dotted in ALIASES.values():
         section, key = dotted.split(".")
