@@ -158,11 +158,15 @@ def train(config: str, overrides: Words = None, json: Json = False) -> None:
     checked = load_config(TrainConfig, config, overrides or [])
     check_run(checked)
     from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.progress import epoch_line
+    from pefomed_ray.cli.progress import epoch_line, start_line
     from pefomed_ray.training.trainer import train as run
 
     with cluster():
-        result = run(checked, on_epoch=lambda epoch, row: say(epoch_line(epoch, row)))
+        result = run(
+            checked,
+            on_epoch=lambda epoch, row: say(epoch_line(epoch, row)),
+            on_start=lambda learning: say(start_line(learning)),
+        )
     best = result.epochs[result.best_epoch - 1]
     finish(
         {

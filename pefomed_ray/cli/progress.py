@@ -51,6 +51,15 @@ def _rate(done: int, started: float, unit: str) -> str:
     return f"{done / max(time.monotonic() - started, 1e-3):.0f} {unit}/s"
 
 
+def start_line(learning: dict[str, Any]) -> str:
+    """What a run trains (`model.lora.what_learns`), in one line."""
+    trainable, total = learning["trainable_parameters"], learning["parameters"]
+    return (
+        f"LoRA on {learning['modules']} modules of {learning['language_model']} ({', '.join(learning['targets'])}); "
+        f"{trainable:,} of {total:,} parameters learn ({100 * trainable / total:.2f} %)"
+    )
+
+
 def epoch_line(epoch: int, row: dict[str, Any]) -> str:
     """One epoch in one line."""
     return (

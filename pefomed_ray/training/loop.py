@@ -16,7 +16,7 @@ from pefomed_ray.artifacts.storage import digest_of, local_path, write_json
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_bundle, save_bundle
-from pefomed_ray.model.lora import attach_lora, parameter_counts
+from pefomed_ray.model.lora import attach_lora, what_learns
 from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training.feed import features_of
 from pefomed_ray.training.order import TrainingOrder, rows_of
@@ -24,6 +24,9 @@ from pefomed_ray.training.preflight import check_features
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
 from pefomed_ray.training.validation import ValidationSet
+
+WHAT_LEARNS_FILE = "what_learns.json"
+"""Written before the first step; see `model.lora.what_learns`."""
 
 Report = Callable[[dict[str, Any]], None]
 """Called by every rank after each epoch with that epoch's row of `epochs.json`."""
@@ -44,11 +47,15 @@ class Progress:
             self.best = len(self.epochs) - 1
 
 
-def prepare_model(config: TrainConfig) -> Base:
-    """The base with fresh adapters, or with those of the bundle the run starts from."""
+def prepare_model(config: TrainConfig, device: torch.device) -> Base:
+    """The base with fresh adapters, or with those of the bundle the run starts from.
+
+    Raises ConfigError where the device cannot hold the base as `config.base` wants it.
+    """
     if config.init_from is not None:
-        return open_bundle(local_path(config.init_from), trainable=True)[0]
-    base = open_base(config.base.path, config.template)
+        directory = local_path(config.init_from)
+        return open_bundle(directory, trainable=True, precision=config.base, device=device)[0]
+    base = open_base(config.base.path, config.template, config.base, device)
     # Every rank draws the same initial adapters; FSDP2 then keeps each rank's part of them.
     torch.manual_seed(config.seed)
     attach_lora(base, config.lora, train_projector=config.projector.train)
@@ -65,17 +72,19 @@ def run(
     """Train, validate after every epoch, keep the best and the last bundle under `output/epochs`.
 
     `stream` gives this rank's micro-batches of the whole run. Raises DivergedError, with no step taken, where loss or
-    gradient is not finite, and DataError for shards that are not what their manifest says.
+    gradient is not finite, DataError for shards that are not what their manifest says, and what `prepare_model` raises.
     """
-    base = prepare_model(config)
+    base = prepare_model(config, ranks.device)
     check_features(config, base.path)
     order = TrainingOrder.of(rows_of(config, "train"), config)
     validation = ValidationSet.load(rows_of(config, "validation"), config, base.renderer, ranks)
-    counts = parameter_counts(base.model)
+    learning = what_learns(base)
+    if ranks.rank == 0:
+        write_json(output / WHAT_LEARNS_FILE, learning)
     if config.data.feature_cache is not None:
         del base.model.vision_tower  # a `pefomed` base, as check_features says; it would only take memory
     ranks.shard(base)
-    optimizer = build_optimizer(base.model, config.optimizer)
+    optimizer = build_optimizer(base.model, config.optimizer, config.lora.loraplus_lr_ratio)
     torch.manual_seed(config.seed + ranks.rank)
     base.model.train()
     progress = Progress([])
@@ -101,7 +110,7 @@ def run(
             continue
         timing = clock.lap()
         row = _epoch_row(order, steps, timing) | validation.measure(base.model, base.renderer, ranks)
-        row |= {"trainable_parameters": counts[0], "parameters": counts[1]}
+        row |= {name: learning[name] for name in ("trainable_parameters", "parameters")}
         steps = []
         progress.add(row, config.validation.metric)
         trained = ranks.trained_tensors(base.model)

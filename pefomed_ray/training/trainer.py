@@ -19,6 +19,7 @@ from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, original_error
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
+from pefomed_ray.training.loop import WHAT_LEARNS_FILE
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_run, output_dir, with_absolute_paths
 from pefomed_ray.training.worker import train_worker
@@ -27,6 +28,7 @@ COLLECTIVE_TIMEOUT_S = 300
 """A rank that waits longer for the others gives up; Ray's own default is 30 minutes."""
 WATCH_INTERVAL_S = 0.5
 
+OnStart = Callable[[dict[str, Any]], None]
 OnEpoch = Callable[[int, dict[str, Any]], None]
 
 
@@ -58,8 +60,14 @@ def check_resources(config: TrainConfig) -> None:
             )
 
 
-def train(config: TrainConfig, on_epoch: OnEpoch = lambda epoch, row: None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    on_epoch: OnEpoch = lambda epoch, row: None,
+    on_start: OnStart = lambda learning: None,
+) -> TrainResult:
     """Run `config` on the cluster Ray is connected to; publish the best epoch's bundle as `<output>/bundle`.
+
+    `on_start` is told once, before the first step, what learns (`model.lora.what_learns`).
 
     Raises the worker's own error (DivergedError, DataError, ...) rather than Ray's wrapping of it.
     """
@@ -69,7 +77,7 @@ def train(config: TrainConfig, on_epoch: OnEpoch = lambda epoch, row: None) -> T
     output = output_dir(config)
     output.mkdir(parents=True, exist_ok=True)
     save_config(config, output / "run.yaml")
-    with _watching(output / "epochs.json", on_epoch):
+    with _watching(output, on_start, on_epoch):
         try:
             _trainer(config, output).fit()
         except Exception as error:
@@ -118,15 +126,19 @@ def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:
 
 
 @contextmanager
-def _watching(path: Path, on_epoch: OnEpoch) -> Iterator[None]:
-    """Call `on_epoch(number from 1, row)` for each epoch that appears in `path` while the block runs."""
+def _watching(output: Path, on_start: OnStart, on_epoch: OnEpoch) -> Iterator[None]:
+    """Call `on_start(what learns)`, then `on_epoch(number from 1, row)` for each epoch, as rank 0 writes of them."""
+    start, epochs = output / WHAT_LEARNS_FILE, output / "epochs.json"
     done = threading.Event()
-    reported = 0
+    started, reported = False, 0
 
     def look() -> None:
-        nonlocal reported
-        if path.is_file():
-            for row in read_json(path)["epochs"][reported:]:
+        nonlocal started, reported
+        if not started and start.is_file():
+            started = True
+            on_start(read_json(start))
+        if epochs.is_file():
+            for row in read_json(epochs)["epochs"][reported:]:
                 reported += 1
                 on_epoch(reported, row)
 

@@ -38,11 +38,15 @@ def config(shards: Path, output: Path, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def two_workers(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     output = tmp_path_factory.mktemp("two") / "run"
-    seen: list[int] = []
+    seen: list[Any] = []
     result = train(
-        config(phantom_shards, output, resources={"workers": 2}), on_epoch=lambda epoch, row: seen.append(epoch)
+        config(phantom_shards, output, resources={"workers": 2}),
+        on_epoch=lambda epoch, row: seen.append(epoch),
+        on_start=seen.append,
     )
-    assert seen == [1, 2]
+    learning, *epochs = seen
+    assert epochs == [1, 2]
+    assert learning["trainable_parameters"] == result.epochs[0]["trainable_parameters"]
     return result
 
 
