@@ -12,7 +12,8 @@ from pefomed_ray.cli.cluster import cluster
 from pefomed_ray.cli.console import say
 from pefomed_ray.cli.doctor import check_embedded_base
 from pefomed_ray.cli.options import serve_config
-from pefomed_ray.cli.progress import TrialLines, bar, epoch_line, leaderboard, metrics_table, start_line
+from pefomed_ray.cli.progress import TrialLines, bar, leaderboard, metrics_table
+from pefomed_ray.cli.training import LINES
 from pefomed_ray.cli.waiting import wait_for_signal
 from pefomed_ray.config import SearchConfig, TrainConfig, load_config
 from pefomed_ray.config.load import set_key
@@ -138,11 +139,7 @@ def _train(folder: Path, found: SearchResult) -> TrainResult:
     preset = SPACE.parent / load_config(SearchConfig, SPACE).preset
     words = [f"{key}={value}" for key, value in found.best.params.items()]
     words += [f"data.shards={folder / 'shards'}", f"output_dir={folder / 'train'}"]
-    return train(
-        load_config(TrainConfig, preset, words),
-        on_epoch=lambda epoch, row: say(epoch_line(epoch, row)),
-        on_start=lambda learning: say(start_line(learning)),
-    )
+    return train(load_config(TrainConfig, preset, words), LINES)
 
 
 @contextmanager

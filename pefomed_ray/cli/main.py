@@ -150,23 +150,24 @@ def data_cache(
 
 @app.command()
 @exits_with_code
-def train(config: str, overrides: Words = None, json: Json = False) -> None:
+def train(
+    config: str,
+    overrides: Words = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in output_dir.")] = False,
+    json: Json = False,
+) -> None:
     """Fine-tune an adapter; the best epoch's bundle is published as <output_dir>/bundle."""
     from pefomed_ray.config import TrainConfig, load_config
-    from pefomed_ray.training.preflight import check_run
+    from pefomed_ray.training.preflight import check_run, output_dir
 
     checked = load_config(TrainConfig, config, overrides or [])
-    check_run(checked)
+    check_run(checked, resume=resume)
     from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.progress import epoch_line, start_line
+    from pefomed_ray.cli.training import resume_advice, watching
     from pefomed_ray.training.trainer import train as run
 
-    with cluster():
-        result = run(
-            checked,
-            on_epoch=lambda epoch, row: say(epoch_line(epoch, row)),
-            on_start=lambda learning: say(start_line(learning)),
-        )
+    with resume_advice(output_dir(checked)), cluster(), watching() as watch:
+        result = run(checked, watch, resume=resume)
     best = result.epochs[result.best_epoch - 1]
     finish(
         {

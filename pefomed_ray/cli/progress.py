@@ -51,24 +51,6 @@ def _rate(done: int, started: float, unit: str) -> str:
     return f"{done / max(time.monotonic() - started, 1e-3):.0f} {unit}/s"
 
 
-def start_line(learning: dict[str, Any]) -> str:
-    """What a run trains (`model.lora.what_learns`), in one line."""
-    trainable, total = learning["trainable_parameters"], learning["parameters"]
-    return (
-        f"LoRA on {learning['modules']} modules of {learning['language_model']} ({', '.join(learning['targets'])}); "
-        f"{trainable:,} of {total:,} parameters learn ({100 * trainable / total:.2f} %)"
-    )
-
-
-def epoch_line(epoch: int, row: dict[str, Any]) -> str:
-    """One epoch in one line."""
-    return (
-        f"epoch {epoch}: loss {row['train_loss']:.3f}, validation exact match {percent(row['exact_match'])}, "
-        f"rougeL {percent(row['rougeL'])}, loss {row['loss']:.3f} (n={row['n']:.0f}); {row['rows_per_s']:.0f} rows/s, "
-        f"waiting for data {percent(row['data_wait_share'])} %, learning rate {row['learning_rate']:.2e}"
-    )
-
-
 class TrialLines:
     """A line for each report of a trial."""
 

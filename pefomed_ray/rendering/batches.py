@@ -28,6 +28,8 @@ class Batch:
     labels_BT: Tensor
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """By the model's keyword; images of all rows, in order."""
+    record_ids: tuple[str, ...] = ()
+    """Of the rows that count; for messages."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -36,7 +38,7 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         tensors = {name: there(tensor) for name, tensor in self.tensors.items()}
-        return Batch(there(self.ids_BT), there(self.mask_BT), there(self.labels_BT), tensors)
+        return Batch(there(self.ids_BT), there(self.mask_BT), there(self.labels_BT), tensors, self.record_ids)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Rendered:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     weight: int = 1
     """0 for a row that only fills the batch up: its answer is masked from the loss."""
+    record_id: str = ""
 
 
 def training_batch(rows: Sequence[Rendered], pad_token_id: int) -> Batch:
@@ -87,7 +90,7 @@ def _pad(rows: Sequence[Rendered], pad_token_id: int, *, left: bool) -> Batch:
                 tensors[name][i, start : start + length] = row.tensors[name][0, :length]
         else:
             tensors[name] = _join([row.tensors[name] for row in rows if name in row.tensors])
-    return Batch(ids_BT, mask_BT, labels_BT, tensors)
+    return Batch(ids_BT, mask_BT, labels_BT, tensors, tuple(row.record_id for row in rows if row.weight))
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

@@ -34,7 +34,12 @@ DATA_WORKER_CPUS = 0.5
 PREFETCHED_MICRO_BATCHES = 4
 IMAGE_CACHE_BYTES = 256 << 20
 """Images, as they were read, that a data worker keeps."""
-TEXT_FIELDS = [("prompt", pa.list_(pa.int32())), ("answer", pa.list_(pa.int32())), ("weight", pa.int8())]
+TEXT_FIELDS = [
+    ("id", pa.string()),
+    ("prompt", pa.list_(pa.int32())),
+    ("answer", pa.list_(pa.int32())),
+    ("weight", pa.int8()),
+]
 TENSOR_ROWS = pa.schema([*TEXT_FIELDS, ("tensors", pa.binary())])
 FEATURE_ROWS = pa.schema([*TEXT_FIELDS, ("image_sha256", pa.list_(pa.string()))])
 """What a data worker sends to the ranks, without and with a feature cache."""
@@ -112,9 +117,11 @@ class RenderBlocks:
     def _row(self, record: dict[str, Any]) -> dict[str, Any]:
         if self.cached_features:
             texts = self.renderer.render_texts(record)
-            return {"prompt": texts.prompt, "answer": texts.answer, "image_sha256": record["image_sha256"]}
-        row = self.renderer.render(record)
-        return {"prompt": row.prompt, "answer": row.answer, "tensors": save(row.tensors)}
+            images = {"image_sha256": record["image_sha256"]}
+        else:
+            texts = self.renderer.render(record)
+            images = {"tensors": save(texts.tensors)}
+        return {"id": record["id"], "prompt": texts.prompt, "answer": texts.answer} | images
 
 
 def training_dataset(order: TrainingOrder, settings: RenderSettings, data_workers: int) -> ray.data.Dataset:
@@ -151,4 +158,4 @@ def _rendered(row: dict[str, Any], features: FeatureCache | None) -> Rendered:
         tensors = {"patch_features": features.features(row["image_sha256"])}
     else:
         tensors = load(row["tensors"])
-    return Rendered(row["prompt"], row["answer"], tensors, row["weight"])
+    return Rendered(row["prompt"], row["answer"], tensors, row["weight"], row["id"])

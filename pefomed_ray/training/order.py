@@ -33,9 +33,11 @@ class TrainingOrder:
     micro_batch_size: int
     workers: int
     total_steps: int
+    first_step: int = 0
+    """Steps before it were taken by a run that was interrupted; blocks begin with this one."""
 
     @classmethod
-    def of(cls, index: RowIndex, config: TrainConfig) -> "TrainingOrder":
+    def of(cls, index: RowIndex, config: TrainConfig, first_step: int = 0) -> "TrainingOrder":
         """The order a config asks for: `epochs` passes, or `max_steps` if that is less."""
         steps_per_epoch = -(-index.rows // config.training.batch_size)
         total = steps_per_epoch * config.training.epochs
@@ -46,6 +48,7 @@ class TrainingOrder:
             micro_batch_size=config.training.micro_batch_size,
             workers=config.resources.workers,
             total_steps=min(total, config.training.max_steps or total),
+            first_step=first_step,
         )
 
     @property
@@ -65,14 +68,14 @@ class TrainingOrder:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the whole run, over all workers."""
-        each = self.total_steps * self.micro_batches_per_step
+        """Blocks of all steps from `first_step` on, over all workers."""
+        each = (self.total_steps - self.first_step) * self.micro_batches_per_step
         return -(-each // self.micro_batches_per_block) * self.workers
 
     def block_rows(self, block: int) -> np.ndarray:
         """Rows of a block in order, int64, PADDING where there is none; a multiple of micro_batch_size."""
         chunk, rank = divmod(block, self.workers)
-        first = chunk * self.micro_batches_per_block
+        first = self.first_step * self.micro_batches_per_step + chunk * self.micro_batches_per_block
         last = min(first + self.micro_batches_per_block, self.total_steps * self.micro_batches_per_step)
         return np.concatenate([self._micro_batch(rank, number) for number in range(first, last)])
 

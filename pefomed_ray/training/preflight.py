@@ -40,7 +40,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     )
 
 
-def check_run(config: TrainConfig) -> None:
+def check_run(config: TrainConfig, *, resume: bool = False) -> None:
     """Raise ConfigError for a missing base, template, target module, taken output or a stale feature cache, DataError
     for shards that are not there or hold no training or validation rows and for a cache that lacks some image."""
     base = base_folder(config.base.path)
@@ -49,7 +49,8 @@ def check_run(config: TrainConfig) -> None:
     check_shards(config)
     if config.init_from is not None:
         load_bundle_manifest(local_path(config.init_from))
-    check_output_is_free(output_dir(config))
+    if not resume:
+        check_output_is_free(output_dir(config))
     check_features(config, base)
 
 

@@ -19,11 +19,16 @@ from pefomed_ray.rendering.batches import IGNORED_LABEL, Batch
 from pefomed_ray.rendering.opening import AnyRenderer
 
 SumOverRanks = Callable[[float], float]
+AverageGradients = Callable[[Sequence[nn.Parameter]], None]
 
 
 def alone(value: float) -> float:
     """The sum over ranks of a process on its own."""
     return value
+
+
+def averaged_already(parameters: Sequence[nn.Parameter]) -> None:
+    """A process on its own has nothing to average, and FSDP2 does it in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +93,32 @@ def train_step(
     *,
     world_size: int = 1,
     sum_over_ranks: SumOverRanks = alone,
+    average_gradients: AverageGradients = averaged_already,
 ) -> Step:
     """Accumulate the micro-batches' gradients and take one step.
 
     The loss is averaged over the answer tokens of the global batch, not over ranks' or micro-batches' means. Gradients
-    are averaged over ranks by FSDP, hence the factor `world_size`.
-    Raises DivergedError before the optimizer is touched where the loss or a gradient is not finite.
+    are averaged over ranks, hence the factor `world_size`.
+    Raises DivergedError, on every rank, before the optimizer is touched where the loss or a gradient is not finite.
     """
     tokens = sum_over_ranks(float(sum(count_answer_tokens(batch) for batch in micro_batches)))
     loss = 0.0
+    suspects: list[str] = []
     for batch in micro_batches:
         part, _ = answer_loss(model, renderer.inputs(batch), batch.labels_BT, tokens / world_size)
         part.backward()
         loss += float(part.detach()) / world_size
+        if not math.isfinite(float(part.detach())):
+            suspects += batch.record_ids
     loss = sum_over_ranks(loss)
+    average_gradients(trainable(model))
     grad_norm = _full(nn.utils.clip_grad_norm_(trainable(model), max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        optimizer.zero_grad(set_to_none=True)
+        rows = suspects or [name for batch in micro_batches for name in batch.record_ids]
         raise DivergedError(
             f"loss {loss} and gradient norm {grad_norm} at learning rate {learning_rate:.3g}: not finite, "
-            "no step was taken; lower optimizer.learning_rate or lora.alpha"
+            f"no step was taken; lower optimizer.learning_rate or lora.alpha, or look at the records: {_some(rows)}"
         )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_ratio"]
@@ -130,6 +142,10 @@ def mean_loss(
 def count_answer_tokens(batch: Batch) -> int:
     """Labels that count."""
     return int((batch.labels_BT != IGNORED_LABEL).sum())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _full(norm: Any) -> float:

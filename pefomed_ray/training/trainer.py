@@ -1,5 +1,6 @@
 """One training run on a Ray cluster, from a config to a published bundle."""
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,18 +19,35 @@ from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, original_error
+from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
-from pefomed_ray.training.loop import WHAT_LEARNS_FILE
+from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
+from pefomed_ray.training.loop import START_FILE
 from pefomed_ray.training.order import TrainingOrder, rows_of
+from pefomed_ray.training.outcome import clear_stop, raise_stop, that_fits
 from pefomed_ray.training.preflight import check_run, output_dir, with_absolute_paths
 from pefomed_ray.training.worker import train_worker
 
-COLLECTIVE_TIMEOUT_S = 300
-"""A rank that waits longer for the others gives up; Ray's own default is 30 minutes."""
 WATCH_INTERVAL_S = 0.5
 
-OnStart = Callable[[dict[str, Any]], None]
-OnEpoch = Callable[[int, dict[str, Any]], None]
+TAIL_BYTES = 4096
+"""Longer than any line of `steps.jsonl`."""
+
+
+def _nobody(*_: Any) -> None:
+    """Does not listen."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whom to tell how a run goes, a while after it does."""
+
+    start: Callable[[dict[str, Any]], None] = _nobody
+    """What learns, and what a step will send (`start.json`)."""
+    step: Callable[[dict[str, Any]], None] = _nobody
+    """The latest line of `steps.jsonl`; not every step is told."""
+    epoch: Callable[[int, dict[str, Any]], None] = _nobody
+    """An epoch's number, from 1, and its row of `epochs.json`."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +78,26 @@ def check_resources(config: TrainConfig) -> None:
             )
 
 
-def train(
-    config: TrainConfig,
-    on_epoch: OnEpoch = lambda epoch, row: None,
-    on_start: OnStart = lambda learning: None,
-) -> TrainResult:
+def train(config: TrainConfig, watch: Watch | None = None, *, resume: bool = False) -> TrainResult:
     """Run `config` on the cluster Ray is connected to; publish the best epoch's bundle as `<output>/bundle`.
 
-    `on_start` is told once, before the first step, what learns (`model.lora.what_learns`).
-
+    With `resume` the run goes on where its output folder says it stood, at the beginning where it says nothing.
     Raises the worker's own error (DivergedError, DataError, ...) rather than Ray's wrapping of it.
     """
-    check_run(config)
+    check_run(config, resume=resume)
     check_resources(config)
     config = with_absolute_paths(config)
     output = output_dir(config)
     output.mkdir(parents=True, exist_ok=True)
     save_config(config, output / "run.yaml")
-    with _watching(output, on_start, on_epoch):
+    clear_stop(output)
+    with _watching(output, watch or Watch()):
         try:
             _trainer(config, output).fit()
         except Exception as error:
+            raise_stop(output)
             raise original_error(error) from error
+    raise_stop(output)
     return publish(output)
 
 
@@ -103,9 +119,10 @@ def render_settings(config: TrainConfig) -> RenderSettings:
     )
 
 
-def dataset(config: TrainConfig) -> ray.data.Dataset:
-    """The run's stream of rendered rows."""
-    order = TrainingOrder.of(rows_of(config, "train"), config)
+def dataset(config: TrainConfig, output: Path) -> ray.data.Dataset:
+    """The run's stream of rendered rows, from the step on that its newest checkpoint in `output` stands at."""
+    config = that_fits(config, output)
+    order = TrainingOrder.of(rows_of(config, "train"), config, step_of_newest(output))
     return training_dataset(order, render_settings(config), config.resources.data_workers)
 
 
@@ -118,39 +135,73 @@ def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=each
         ),
-        run_config=ray.train.RunConfig(name="ray", storage_path=str(output)),
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        datasets={"train": lambda: dataset(config)},
+        run_config=ray.train.RunConfig(
+            # A name of its own each time: what Ray remembers of an earlier try may be torn, and is not needed.
+            name=f"ray-{len(list(output.glob('ray-*'))) + 1}",
+            storage_path=str(output),
+            failure_config=ray.train.FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+            ),
+        ),
+        torch_config=TorchConfig(timeout_s=int(resources.collective_timeout_s)),
+        datasets={"train": lambda: dataset(config, output)},  # evaluated each time that workers are started
         dataset_config=ray.train.DataConfig(datasets_to_split=["train"], execution_options=execution_options()),
     )
 
 
 @contextmanager
-def _watching(output: Path, on_start: OnStart, on_epoch: OnEpoch) -> Iterator[None]:
-    """Call `on_start(what learns)`, then `on_epoch(number from 1, row)` for each epoch, as rank 0 writes of them."""
-    start, epochs = output / WHAT_LEARNS_FILE, output / "epochs.json"
+def _watching(output: Path, watch: Watch) -> Iterator[None]:
+    """Tell `watch` what rank 0 writes, as it does."""
     done = threading.Event()
-    started, reported = False, 0
+    tail = _Tail(output, watch)
 
     def look() -> None:
-        nonlocal started, reported
-        if not started and start.is_file():
-            started = True
-            on_start(read_json(start))
-        if epochs.is_file():
-            for row in read_json(epochs)["epochs"][reported:]:
-                reported += 1
-                on_epoch(reported, row)
-
-    def watch() -> None:
         while not done.wait(WATCH_INTERVAL_S):
-            look()
+            tail.look()
 
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
         yield
     finally:
         done.set()
         watcher.join()
-    look()
+    tail.look()
+
+
+class _Tail:
+    """How much of what rank 0 writes has been told. A run that goes on takes steps back, and tells them again."""
+
+    def __init__(self, output: Path, watch: Watch) -> None:
+        self._output = output
+        self._watch = watch
+        self._start: dict[str, Any] | None = None
+        self._step = 0
+        self._epochs = len(self._read_epochs())  # a run that goes on has told them
+
+    def look(self) -> None:
+        """Tell what is new."""
+        start = self._output / START_FILE
+        if self._start is None and start.is_file():
+            self._start = read_json(start)
+            self._watch.start(self._start)
+        step = self._last_step()
+        if step and step["step"] != self._step:
+            self._step = step["step"]
+            self._watch.step(step)
+        for row in self._read_epochs()[self._epochs :]:
+            self._epochs += 1
+            self._watch.epoch(self._epochs, row)
+
+    def _read_epochs(self) -> list[dict[str, Any]]:
+        path = self._output / EPOCHS_FILE
+        return read_json(path)["epochs"] if path.is_file() else []
+
+    def _last_step(self) -> dict[str, Any] | None:
+        path = self._output / STEPS_FILE
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = [line for line in file.read().split(b"\n")[:-1] if line.endswith(b"}")]
+        return json.loads(lines[-1]) if lines else None

@@ -14,7 +14,7 @@ from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import ConfigError, DivergedError
 from pefomed_ray.model.load import load_model
 from pefomed_ray.training.alone import train_alone
-from pefomed_ray.training.trainer import TrainResult, publish, train
+from pefomed_ray.training.trainer import TrainResult, Watch, publish, train
 
 pytestmark = pytest.mark.ray
 
@@ -40,9 +40,8 @@ def two_workers(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) 
     output = tmp_path_factory.mktemp("two") / "run"
     seen: list[Any] = []
     result = train(
-        config(phantom_shards, output, resources={"workers": 2}),
-        on_epoch=lambda epoch, row: seen.append(epoch),
-        on_start=seen.append,
+        config(phantom_shards, output, resources={"workers": 2, "strategy": "fsdp"}),
+        Watch(start=seen.append, epoch=lambda epoch, row: seen.append(epoch)),
     )
     learning, *epochs = seen
     assert epochs == [1, 2]

@@ -50,7 +50,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> Order:
 
     def read_rows(index: None, rows: np.ndarray) -> list[dict[str, Any]]:
         image = {"bytes": b"not an image", "path": "x.png"}
-        text = {"task": "vqa", "question": "?", "images": [image]}
+        text = {"id": "q", "task": "vqa", "question": "?", "images": [image]}
         return [text | {"answer": str(row), "image_sha256": [str(row)]} for row in rows]
 
     monkeypatch.setattr(feed, "read_rows", read_rows)
@@ -60,7 +60,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> Order:
 def test_features_arrive_with_their_rows_and_nothing_is_decoded(order: Order) -> None:
     settings = RenderSettings(str(EMBEDDED_FOLDER), "short", max_answer_tokens=8, cached_features=True)
     table = RenderBlocks(order, settings)({"item": np.array([0])})
-    assert table.column_names == ["prompt", "answer", "weight", "image_sha256"]
+    assert table.column_names == ["id", "prompt", "answer", "weight", "image_sha256"]
     base = open_base("embedded", "short")
     batches = list(micro_batches(Tables(table), order, base.renderer, Features()))
     assert len(batches) == 2
@@ -90,7 +90,14 @@ def test_without_a_cache_images_are_decoded(order: Order) -> None:
 
 def test_validation_rows_hold_features() -> None:
     renderer = open_base("embedded", "short").renderer
-    record = {"task": "vqa", "question": "?", "answer": "4", "images": [{"bytes": b""}] * 2, "image_sha256": ["3", "5"]}
+    record = {
+        "id": "q",
+        "task": "vqa",
+        "question": "?",
+        "answer": "4",
+        "images": [{"bytes": b""}] * 2,
+        "image_sha256": ["3", "5"],
+    }
     row = RecordRenderer(renderer, 8, Features()).render(record)  # type: ignore[arg-type]
     assert list(row.tensors) == ["patch_features"]
     assert row.tensors["patch_features"][:, 0, 0].tolist() == pytest.approx([0.3, 0.5], abs=1e-3)

@@ -21,7 +21,9 @@ def answers_are_row_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read_rows(index: RowIndex, rows: np.ndarray) -> list[dict[str, Any]]:
         image = {"bytes": buffer.getvalue(), "path": "x.png"}
-        return [{"task": "vqa", "question": "?", "answer": str(row), "images": [image]} for row in rows]
+        return [
+            {"id": f"q{row}", "task": "vqa", "question": "?", "answer": str(row), "images": [image]} for row in rows
+        ]
 
     monkeypatch.setattr(feed, "read_rows", read_rows)
 

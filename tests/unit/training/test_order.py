@@ -55,3 +55,22 @@ def test_every_rank_gets_equally_many_rows_in_equal_blocks(workers: int) -> None
 def test_a_run_cut_by_max_steps_stops_there() -> None:
     assert len(steps_of(order(2, 4, steps=3))) == 3
     assert steps_of(order(2, 4, steps=3)) == steps_of(order(2, 4))[:3]
+
+
+@pytest.mark.parametrize("first_step", [1, 4, 7])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_order_that_begins_later_is_the_rest_of_the_whole_one(workers: int, first_step: int) -> None:
+    def micro_batches(first: int) -> list[list[list[int]]]:
+        """By rank, in order."""
+        order = TrainingOrder(
+            INDEX, 3, batch_size=8, micro_batch_size=2, workers=workers, total_steps=15, first_step=first
+        )
+        ranks: list[list[list[int]]] = [[] for _ in range(workers)]
+        for block in range(order.blocks):
+            rows = order.block_rows(block)
+            ranks[block % workers] += rows.reshape(-1, order.micro_batch_size).tolist()
+        return ranks
+
+    skipped = first_step * 8 // (2 * workers)
+    assert micro_batches(first_step) == [rank[skipped:] for rank in micro_batches(0)]
+    assert micro_batches(first_step) != micro_batches(0)
