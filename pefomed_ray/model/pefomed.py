@@ -110,6 +110,9 @@ class PefomedForConditionalGeneration(PreTrainedModel):
 
         The tower runs without gradients unless one of its weights asks for them; its class token is dropped.
         """
+        if not len(pixel_values):  # a batch of plain text; the tower's attention cannot take none
+            width = self.config.vision_config.hidden_size * self.config.patches_per_token
+            return pixel_values.new_empty(0, self.config.visual_tokens, width)
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             return tower_features(self.vision_tower, pixel_values, self.config.patches_per_token)
