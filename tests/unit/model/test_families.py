@@ -286,6 +286,15 @@ def test_an_answer_does_not_depend_on_its_batch(family: str, base: Base) -> None
     assert len({answer.text for answer in alone}) > 1  # the control: not everything is answered alike
 
 
+def test_padding_on_the_left_leaves_the_next_token_alone(family: str, base: Base, renderer: ChatRenderer) -> None:
+    images = [counts(family)[0], 2, 1]
+    rows = [row(renderer, text, number) for text, number in zip(QUESTIONS, images, strict=True)]
+    with torch.no_grad():
+        together = base.model(**renderer.inputs(generation_batch(rows, renderer.pad_token_id))).logits[:, -1]
+        alone = torch.cat([logits(base.model, renderer, [each])[:, -1] for each in rows])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
 def test_what_is_generated_is_what_training_would_have_expected(
     family: str, base: Base, renderer: ChatRenderer
 ) -> None:

@@ -57,6 +57,19 @@ PROMPT = {
     "internvl": "<|im_start|>user\n<img>" + 4 * "<IMG_CONTEXT>" + "</img>\n{}<|im_end|>\n<|im_start|>assistant\n",
 }
 """What the published templates make of one picture of 28x28 px and WORDS."""
+INPUTS = {
+    "llava": {"pixel_values"},
+    "llava_onevision": {"pixel_values", "image_sizes", "batch_num_images"},
+    "qwen2_5_vl": {"pixel_values", "image_grid_thw", "mm_token_type_ids"},
+    "qwen3_vl": {"pixel_values", "image_grid_thw", "mm_token_type_ids"},
+    "gemma3": {"pixel_values", "token_type_ids"},
+    "paligemma": {"pixel_values", "token_type_ids"},
+    "idefics3": {"pixel_values", "pixel_attention_mask"},
+    "smolvlm": {"pixel_values", "pixel_attention_mask"},
+    "internvl": {"pixel_values"},
+}
+"""What the models must be given beside ids and mask; Qwen2.5-VL and Gemma 3 would do without, but see other positions
+and another mask."""
 SPELT = [
     "<image>",
     "<|im_end|>",
@@ -132,6 +145,11 @@ def text(renderer: ChatRenderer, ids: list[int]) -> str:
 def test_a_prompt_reads_as_the_published_template_has_it(family: str, renderer: ChatRenderer) -> None:
     prompt = renderer.render("vqa", "Is this a CT?", renderer.read([picture(28, 28)])).prompt
     assert text(renderer, prompt) == PROMPT[family].format(WORDS)
+
+
+def test_the_model_is_given_all_that_its_processor_makes(family: str, renderer: ChatRenderer) -> None:
+    batch = training_batch([row(renderer, "Is this a CT?", 1, "yes")], renderer.pad_token_id)
+    assert set(renderer.inputs(batch)) == {"input_ids", "attention_mask"} | INPUTS[family]
 
 
 @pytest.mark.parametrize("task", ["vqa", "caption", "report"])
