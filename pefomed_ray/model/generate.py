@@ -49,9 +49,9 @@ class Generator:
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int | Sequence[int]) -> list[Answer]:
         """One answer a prompt, greedy, at most so many tokens: one limit for all, or one for each.
 
-        In float32 an answer does not depend on what is asked beside it, nor on the order. Batches are made of prompts of
-        like length, the longest first: what does not fit into memory fails at once. Raises DataError for an image that
-        cannot be read.
+        In float32 an answer does not depend on what is asked beside it, nor on the order. Prompts of like length are
+        answered together, the longest first: what does not fit into memory fails at once. Raises DataError for an image
+        that cannot be read.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         rows = [self._render(prompt) for prompt in prompts]

@@ -41,6 +41,6 @@ def load_model(path: str | Path) -> tuple[PreTrainedModel, Any]:
     return base.model, PefomedProcessor(renderer) if isinstance(renderer, Renderer) else renderer.processor
 
 
-def open_generator(path: str | Path, device: torch.device | str = "cpu") -> Generator:
-    """A base or a bundle, ready to answer."""
-    return Generator(open_any(path, device=device), device)
+def open_generator(path: str | Path, device: torch.device | str = "cpu", batch_size: int = 64) -> Generator:
+    """A base or a bundle, ready to answer up to `batch_size` prompts at once."""
+    return Generator(open_any(path, device=device), device, batch_size)
