@@ -22,6 +22,7 @@ from pefomed_ray.model.bundle import open_bundle, save_bundle
 from pefomed_ray.model.generate import Generator, Prompt, generate_ids
 from pefomed_ray.model.lora import attach_lora
 from pefomed_ray.model.loss import answer_loss
+from pefomed_ray.model.merge import merge
 from pefomed_ray.rendering.batches import OF_TOKENS, Rendered, generation_batch, training_batch
 from pefomed_ray.rendering.chat import ChatRenderer
 from tests.tiny_bases import FAMILIES
@@ -144,6 +145,12 @@ def base(bare: Base) -> Base:
 
 
 @pytest.fixture(scope="module")
+def bundle(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `base`."""
+    return save(base, tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(scope="module")
 def renderer(bare: Base) -> ChatRenderer:
     assert isinstance(bare.renderer, ChatRenderer)
     return bare.renderer
@@ -217,28 +224,50 @@ def test_the_gradient_reaches_what_learns_and_nothing_else(bare: Base, renderer:
 
 
 def test_a_bundle_comes_back_and_gives_equal_logits(
-    bare: Base, base: Base, renderer: ChatRenderer, tmp_path: Path
+    bare: Base, base: Base, bundle: Path, renderer: ChatRenderer
 ) -> None:
-    again, _ = open_bundle(save(base, tmp_path / "b"), trainable=True)
+    again, _ = open_bundle(bundle, trainable=True)
     rows = [row(renderer, QUESTIONS[0], 1, "yes")]
     assert torch.equal(logits(again.model, again.renderer, rows), logits(base.model, renderer, rows))
     assert not torch.allclose(logits(bare.model, renderer, rows), logits(base.model, renderer, rows), atol=1e-2)
     assert learning(again).keys() == learning(base).keys()
 
 
-@pytest.mark.parametrize("train_projector", [False, True])
-def test_a_bundle_loads_in_plain_peft(
-    bare: Base, renderer: ChatRenderer, tmp_path: Path, train_projector: bool
-) -> None:
-    ours = learner(bare, train_projector=train_projector)
-    bundle = save(ours, tmp_path / "b", train_projector=train_projector)
-    plain = AutoModelForImageTextToText.from_pretrained(bare.path, dtype=torch.float32)
+def test_a_bundle_loads_in_plain_peft(base: Base, bundle: Path, renderer: ChatRenderer) -> None:
+    plain = AutoModelForImageTextToText.from_pretrained(base.path, dtype=torch.float32)
     found = PeftModel.from_pretrained(plain, bundle).eval()
-    if train_projector:  # PEFT knows of adapters only; the projector's names are the model's own
-        assert not plain.load_state_dict(load_file(bundle / "projector.safetensors"), strict=False).unexpected_keys
+    rows = [row(renderer, QUESTIONS[0], 1, "yes")]
+    expected = logits(base.model, renderer, rows)
+    # PEFT knows of adapters only; the projector's names are the model's own.
+    assert not torch.allclose(logits(found, renderer, rows), expected, atol=1e-3)
+    assert not plain.load_state_dict(load_file(bundle / "projector.safetensors"), strict=False).unexpected_keys
+    torch.testing.assert_close(logits(found, renderer, rows), expected, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_without_a_projector_needs_nothing_but_peft(
+    bare: Base, renderer: ChatRenderer, tmp_path: Path
+) -> None:
+    ours = learner(bare, train_projector=False)
+    bundle = save(ours, tmp_path / "b", train_projector=False)
+    assert not (bundle / "projector.safetensors").exists()
+    found = PeftModel.from_pretrained(fresh(bare).model, bundle).eval()
     rows = [row(renderer, QUESTIONS[0], 1, "yes")]
     torch.testing.assert_close(logits(found, renderer, rows), logits(ours.model, renderer, rows), rtol=0, atol=1e-6)
-    assert (bundle / "projector.safetensors").is_file() is train_projector
+
+
+def test_a_merged_model_equals_the_unmerged_one(
+    bare: Base, base: Base, bundle: Path, renderer: ChatRenderer, tmp_path: Path
+) -> None:
+    """Within 1e-5 of the largest logit, in float32; opened by transformers alone."""
+    found = merge(bundle, tmp_path / "merged", "float32", {})
+    assert found["written_difference"] <= found["tolerance"]
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert not any("lora_" in name for name, _ in plain.named_parameters())
+    rows = [row(renderer, QUESTIONS[0], 1, "yes")]
+    expected = logits(base.model, renderer, rows)
+    tolerance = 1e-5 * float(expected.abs().max())
+    torch.testing.assert_close(logits(plain, renderer, rows), expected, rtol=0, atol=tolerance)
+    assert (logits(bare.model, renderer, rows) - expected).abs().max() > 100 * tolerance  # the control
 
 
 # What is learnt from
