@@ -51,9 +51,16 @@ def attach_lora(base: Base, config: LoraConfig, *, train_projector: bool) -> Non
 def load_lora(base: Base, directory: Path) -> None:
     """Freeze a base and put the adapter in `directory` into its language model.
 
-    Raises DataError where its tensors are not those of its config.
+    Raises DataError where its tensors are not those of its config, or its config reaches past the language model.
     """
     _inject(base, PeftConfig.from_pretrained(str(directory)))
+    within = f"{base.family.language_model}."
+    reached = [name for name, module in base.model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if outside := [name for name in reached if not name.startswith(within)]:
+        raise DataError(
+            f"target_modules in {str(directory / 'adapter_config.json')!r} reach {outside[0]!r}; "
+            f"an adapter is for the language model alone, {within}*"
+        )
     tensors = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(directory / ADAPTER_FILE).items()}
     result = set_peft_model_state_dict(base.adapted, tensors)
     missing = [name for name in result.missing_keys if "lora_" in name]

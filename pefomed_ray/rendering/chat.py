@@ -24,7 +24,7 @@ from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.batches import OF_TOKENS, Batch, Rendered
 from pefomed_ray.rendering.images import decode_pixels
 from pefomed_ray.rendering.processors import open_processor
-from pefomed_ray.rendering.templates import Template
+from pefomed_ray.rendering.template import Template
 
 PROBE = "xylophone"
 """A word that no template holds."""

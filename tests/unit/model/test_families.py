@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from pefomed_ray.artifacts.base import check_lora_targets
 from pefomed_ray.config import TrainConfig, build_config
-from pefomed_ray.errors import ConfigError
+from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_bundle, save_bundle
 from pefomed_ray.model.generate import Generator, Prompt, generate_ids
-from pefomed_ray.model.lora import attach_lora
+from pefomed_ray.model.lora import attach_lora, load_lora
 from pefomed_ray.model.loss import answer_loss
 from pefomed_ray.model.merge import merge
 from pefomed_ray.rendering.batches import OF_TOKENS, Rendered, generation_batch, training_batch
@@ -209,6 +209,16 @@ def test_a_pattern_that_reaches_the_vision_tower_is_refused(family: str, bare: B
         with pytest.raises(ConfigError, match="matches no linear layer of the language model"):
             check_lora_targets(path, (target,))
     assert check_lora_targets(path, ("q_proj",)) == ["q_proj"]
+
+
+def test_an_adapter_that_reaches_the_vision_tower_is_refused(bare: Base, tmp_path: Path) -> None:
+    """As plain PEFT makes it of names that both parts have."""
+    shared = ("up_proj", "q_proj", "attn.proj")
+    names = [name for name, _ in bare.model.named_modules() if name.startswith(bare.family.vision)]
+    target = next(target for target in shared if any(name.endswith(target) for name in names))
+    get_peft_model(fresh(bare).model, LoraConfig(r=2, target_modules=[target])).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=rf"target_modules in .* reach '{bare.family.vision[0]}\."):
+        load_lora(fresh(bare), tmp_path)
 
 
 def test_the_gradient_reaches_what_learns_and_nothing_else(bare: Base, renderer: ChatRenderer) -> None:
