@@ -9,6 +9,7 @@ import typer
 
 from pefomed_ray import __version__
 from pefomed_ray.cli.console import exits_with_code, finish, say
+from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: look at them, turn them into shards.")
 app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
 
 DEFAULT_REGISTRY = "runs/registry"
 

@@ -142,7 +142,7 @@ def convert(folder: Path, target: Path, checkpoint: str = "checkpoint.pth") -> W
     convert_published(
         folder / checkpoint,
         folder / "eva_vit_g_tiny.pth",
-        folder / "llm_base",
+        str(folder / "llm_base"),
         found.base,
         found.bundle,
         settings_of(folder),
