@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load, save
 
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.batches import IGNORED_LABEL, OF_TOKENS, Rendered, training_batch
@@ -168,6 +169,13 @@ def test_a_generation_prompt_begins_the_training_example(family: str, renderer: 
                     assert torch.equal(taught.tensors[name][:, : len(asked.prompt)], value)
                 else:
                     assert torch.equal(taught.tensors[name], value)
+
+
+def test_a_row_survives_the_way_from_a_data_worker(renderer: ChatRenderer) -> None:
+    tensors = row(renderer, "Is this a CT?", 2, "yes").tensors
+    again = load(save(tensors))
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors.items())
 
 
 def test_an_answer_is_itself_and_one_end(family: str, renderer: ChatRenderer) -> None:
