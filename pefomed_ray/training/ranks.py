@@ -60,4 +60,7 @@ class Ranks:
         if self.world_size == 1:
             return {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        return get_model_state_dict(model, options=options)
+        found = get_model_state_dict(model, options=options)
+        # A head that is tied to the embeddings comes along though it is frozen: torch knows it by its other name.
+        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in found.items() if name in learning}
