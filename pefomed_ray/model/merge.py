@@ -8,6 +8,7 @@ Letters: T tokens of the prompt, V entries of the vocabulary.
 
 import io
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,11 +48,12 @@ class Probe:
     answer: str
 
 
-def merge(bundle: Path, target: Path, dtype: Dtype) -> dict[str, Any]:
-    """Publish the model of `bundle` as a folder in `dtype` at `target`; give the largest differences of the probe.
+def merge(bundle: Path, target: Path, dtype: Dtype, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Publish the model of `bundle` as a folder in `dtype` at `target`; `metrics` are for its card.
 
-    Raises ConfigError for an adapter trained on a quantised base, DataError where the bundle is not whole or the adapter
-    not finite, and PefomedError, with nothing published, where the merged model does not say what the bundle says.
+    Gives the probe's largest difference after merging and of what was written, and what is tolerated. Raises
+    ConfigError for an adapter trained on a quantised base, DataError where the bundle is not whole or the adapter not
+    finite, and PefomedError, with nothing published, where the merged model does not say what the bundle says.
     """
     check_output_is_free(target)
     manifest = verify_bundle(bundle)
@@ -63,8 +65,7 @@ def merge(bundle: Path, target: Path, dtype: Dtype) -> dict[str, Any]:
     in_memory = _compare(expected, probe(base, config.task), "float32")
     with publishing(target) as folder:
         _save(base, folder, dtype)
-        lineage, metrics = (read_json(bundle / name) for name in ("lineage.json", "metrics.json"))
-        card = model_card(config, lineage, metrics, base.path, "merged")
+        card = model_card(config, read_json(bundle / "lineage.json"), metrics, base.path, "merged")
         (folder / "README.md").write_text(card, encoding="utf-8")
         del base  # two of them may not fit
         written = probe(open_base(str(folder), manifest.template, Precision(dtype=dtype)), config.task)
