@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from pefomed_ray.artifacts.base import check_lora_targets
 from pefomed_ray.config import TrainConfig, build_config
+from pefomed_ray.config.schema import Precision
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_bundle, save_bundle
@@ -185,6 +186,7 @@ def test_exactly_the_intended_parameters_train(family: str, bare: Base, train_pr
         for matrix in "AB"
     }
     assert set(learning(base)) == adapters | (PROJECTOR[family] if train_projector else set())
+    assert len(base.decoder_layers) == 2
 
 
 def test_all_linear_is_all_of_the_language_model_and_nothing_else(family: str, bare: Base) -> None:
@@ -299,6 +301,21 @@ def test_a_rows_loss_does_not_depend_on_its_batch(family: str, base: Base, rende
     torch.testing.assert_close(loss(base, renderer, filling), alone[0] + alone[2], rtol=1e-5, atol=1e-5)
     other = row(renderer, QUESTIONS[2], 1, ANSWERS[2], first=2)  # the control: what is seen counts
     assert abs(loss(base, renderer, [other]) - alone[2]) > 1e-4
+
+
+def test_a_base_in_bfloat16_learns_as_one_in_float32_does(bare: Base, renderer: ChatRenderer) -> None:
+    """Adapter and projector are float32 either way; the loss differs by less than a hundredth."""
+    rows = [row(renderer, QUESTIONS[0], 1, "yes"), row(renderer, QUESTIONS[1], 2, "no effusion", first=1)]
+    base = open_base(str(bare.path), "chat", Precision(dtype="bfloat16"))
+    attach_lora(base, config(base.path).lora, train_projector=True)
+    assert {parameter.dtype for parameter in learning(base).values()} == {torch.float32}
+    assert {p.dtype for p in base.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    batch = training_batch(rows, renderer.pad_token_id)
+    found = answer_loss(base.model, renderer.inputs(batch), batch.labels_BT, num_items=1)[0]
+    torch.testing.assert_close(found.detach(), loss(bare, renderer, rows), rtol=0.01, atol=0)
+    found.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in base.model.parameters() if p.requires_grad)
+    assert generate_ids(base.model, renderer, generation_batch(rows, renderer.pad_token_id), 2).shape[0] == 2
 
 
 def test_no_token_of_an_answer_sees_those_after_it(base: Base, renderer: ChatRenderer) -> None:
