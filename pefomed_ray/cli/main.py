@@ -11,6 +11,7 @@ from pefomed_ray import __version__
 from pefomed_ray.cli.console import exits_with_code, finish, say
 from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
+from pefomed_ray.cli.export import export
 
 app = typer.Typer(
     add_completion=False,
@@ -313,6 +314,9 @@ def rollback(
 
     entry = move_back(local_path(registry), alias)
     finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
+
+
+app.command()(export)
 
 
 @app.command()
