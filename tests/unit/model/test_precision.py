@@ -1,6 +1,8 @@
 """A frozen base in bfloat16, nf4 and int8; bitsandbytes runs on the CPU here, where a run itself refuses to use it."""
 
 import io
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from PIL import Image
 from torch import nn
 
+from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.config.schema import LoraConfig, OptimizerConfig, Precision
 from pefomed_ray.errors import ConfigError
@@ -141,6 +144,15 @@ def test_a_float32_projector_trains_in_a_bfloat16_model_of_any_family(family: st
     assert losses(base, 1)[0] == pytest.approx(losses(whole, 1)[0], rel=0.05)
     moved = {n for n, p in base.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])}
     assert any(name.startswith(base.family.projector) for name in moved)
+
+
+def test_weights_that_were_stored_quantised_are_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(EMBEDDED_FOLDER, tmp_path / "base")
+    open_base(str(folder), "short")  # the control
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ConfigError, match=r"holds quantised weights \(gptq\); give the 16-bit ones"):
+        open_base(str(folder), "short")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
