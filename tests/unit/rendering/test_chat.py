@@ -1,6 +1,8 @@
 """What a Hugging Face model reads: its own processor and chat template around our words, for a base of each family."""
 
 import io
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +19,6 @@ from safetensors.torch import load, save
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.batches import IGNORED_LABEL, OF_TOKENS, Rendered, training_batch
 from pefomed_ray.rendering.chat import ChatRenderer
-from pefomed_ray.rendering.processors import open_processor
 from pefomed_ray.rendering.templates import template_named
 from tests.tiny_bases import FAMILIES
 
@@ -264,18 +265,36 @@ def test_tags_that_a_tokenizer_knows_are_left_as_they_are(tiny_base: MakeBase) -
     assert "What is < eos>?" in text(renderer, row(renderer, "What is <eos>?", 0).prompt)
 
 
-def test_a_processor_that_cannot_be_opened_is_refused(tiny_base: MakeBase, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="processor_class"):
-        open_processor(tmp_path)
-    (tmp_path / "processor_config.json").write_text('{"processor_class": "NoSuchProcessor"}')
-    with pytest.raises(ConfigError, match=r"'NoSuchProcessor', which transformers .* does not have"):
-        open_processor(tmp_path)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_processor_that_lacks_a_file_is_refused(name: str, tiny_base: MakeBase, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_base("llava"), tmp_path / "base")
+    ChatRenderer.open(folder, template_named("chat"))  # the control
+    (folder / name).unlink()
+    with pytest.raises(ConfigError, match="LlavaProcessor cannot be opened from the files in "):
+        ChatRenderer.open(folder, template_named("chat"))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl"])
+def test_a_model_that_does_not_chat_is_refused(family: str, tiny_base: MakeBase, tmp_path: Path) -> None:
+    """It is no PaliGemma, though it has no chat template either."""
+    folder = shutil.copytree(tiny_base(family), tmp_path / "base")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template; take a model tuned for chats"):
+        ChatRenderer.open(folder, template_named("chat"))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": template}))
+    again = ChatRenderer.open(folder, template_named("chat"))  # where older folders have it
+    assert row(again, "Is this a CT?", 1).prompt == row(opened(tiny_base(family)), "Is this a CT?", 1).prompt
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "paligemma", "idefics3", "smolvlm"])
-def test_a_folder_saved_by_transformers_itself_opens_the_same(renderer: ChatRenderer, tmp_path: Path) -> None:
+def test_a_folder_saved_by_transformers_itself_opens_the_same(
+    family: str, tiny_base: MakeBase, renderer: ChatRenderer, tmp_path: Path
+) -> None:
     """It keeps the image processor inside `processor_config.json`; processors of videos save with torchvision only."""
     renderer.processor.save_pretrained(tmp_path)
+    shutil.copy(tiny_base(family) / "config.json", tmp_path)
     again = ChatRenderer.open(tmp_path, renderer.template)
     assert not (tmp_path / "preprocessor_config.json").exists()
     ours, theirs = row(renderer, QUESTIONS[1], 2, "yes"), row(again, QUESTIONS[1], 2, "yes")
