@@ -30,6 +30,9 @@ from pefomed_ray.model.parts import find_part, stored_tensors
 from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
 from pefomed_ray.rendering.opening import open_renderer
 
+TEMPLATE = "legacy"
+"""The checkpoint's numbers come with the prompts it was evaluated with."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -43,8 +46,6 @@ class Settings:
     vision_heads: int = 16
     lora_alpha: float | None = None
     """None: as the checkpoint's own configuration says, else 16."""
-    template: str = "legacy"
-    """The checkpoint's numbers come with the prompts it was evaluated with."""
 
 
 def convert_published(
@@ -141,7 +142,7 @@ def _write_bundle(
     family = family_of(base_out)
     with torch.device("meta"):  # names and sizes are needed, no weights
         model = PefomedForConditionalGeneration(PefomedConfig.from_pretrained(base_out))
-    base = Base(base_out, model, open_renderer(base_out, family, settings.template), family)
+    base = Base(base_out, model, open_renderer(base_out, family, TEMPLATE), family)
     attach_lora(base, config.lora, train_projector=True)
     trained = {
         f"{family.adapted}.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}.default.weight": value
@@ -162,7 +163,7 @@ def _run_of(published: Checkpoint, base_out: Path, settings: Settings) -> TrainC
         {
             "name": "published",
             "task": settings.task,
-            "template": settings.template,
+            "template": TEMPLATE,
             "base": {"path": str(base_out)},
             "lora": {
                 "rank": min(tensor.shape),

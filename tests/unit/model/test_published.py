@@ -58,7 +58,7 @@ def test_the_bundle_says_where_it_came_from(files: Published, tmp_path: Path) ->
     base, manifest = open_bundle(tmp_path / "bundle")
     assert manifest.template == "legacy"
     config = read_json(tmp_path / "bundle" / "adapter_config.json")
-    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (RANK, 8, ["q_proj", "v_proj"])
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (RANK, 8, ["q_proj", "v_proj"])
     assert base.model.config.vision_config.image_size == IMAGE_SIZE
     assert not any(module.training for module in base.model.modules()), "dropout would change every answer"
     convert(files, tmp_path / "told", Settings(vision_layers=2, vision_heads=2, lora_alpha=32.0))
