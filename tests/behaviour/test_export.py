@@ -36,16 +36,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("words", [(), ("--merged", "--dtype", "float32")])
-def test_export_writes_a_folder_once(bundle: Path, words: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(str(bundle), "out", *words, "--json", cwd=tmp_path)
+def test_export_writes_a_folder_once(bundle: Path, tmp_path: Path) -> None:
+    done = run(str(bundle), "out", "--merged", "--dtype", "float32", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["folder"] == str(tmp_path / "out")
-    assert found["form"] == ("merged" if words else "peft")
-    weights = "model.safetensors" if words else "adapter_model.safetensors"
-    assert {weights, "README.md", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    again = run(str(bundle), "out", *words, cwd=tmp_path)
+    assert (found["folder"], found["form"], found["dtype"]) == (str(tmp_path / "out"), "merged", "float32")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"}
+    again = run(str(bundle), "out", cwd=tmp_path)
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
 
