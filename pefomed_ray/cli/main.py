@@ -239,7 +239,7 @@ def evaluate(
     folder = local_path(bundle)
     target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
     cache = local_path(feature_cache) if feature_cache else None
-    check_evaluation(folder, local_path(data), split, target, normalizer, cache)
+    check_evaluation(folder, local_path(data), split, target, normalizer, cache, use_gpu=use_gpu)
     from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.progress import bar, metrics_table
     from pefomed_ray.evaluation.evaluate import evaluate as run

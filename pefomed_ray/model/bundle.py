@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pefomed_ray.artifacts.base import base_digest, base_folder, image_size, processor_files
 from pefomed_ray.artifacts.manifests import BundleManifest, save_document, verify_bundle
+from pefomed_ray.artifacts.precision import precision_of
 from pefomed_ray.artifacts.storage import publishing, sha256_file, write_json
 from pefomed_ray.config import TrainConfig, save_config
-from pefomed_ray.config.load import read_yaml
 from pefomed_ray.config.schema import Precision
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base, open_base
@@ -80,7 +80,7 @@ def open_bundle(
             f"bundle {str(directory)!r} was trained on base {manifest.base_digest[:16]}, "
             f"but {manifest.base!r} is {digest[:16]}; point base to the one it was trained on"
         )
-    base = open_base(manifest.base, manifest.template, precision or _precision(directory), device)
+    base = open_base(manifest.base, manifest.template, precision or precision_of(directory), device)
     if base.renderer.digest != manifest.template_digest:
         raise DataError(
             f"bundle {str(directory)!r} was trained with template {manifest.template!r} of digest "
@@ -92,12 +92,6 @@ def open_bundle(
     if trainable:
         make_trainable(base, train_projector=(directory / PROJECTOR_FILE).is_file())
     return base, manifest
-
-
-def _precision(directory: Path) -> Precision:
-    """Of the run that made the bundle; bundles of before there was a choice say nothing."""
-    said = read_yaml(directory / "run.yaml")["base"]
-    return Precision(**{name: said[name] for name in Precision.model_fields if name in said})
 
 
 def _load_projector(base: Base, path: Path) -> None:
