@@ -23,7 +23,6 @@ from pefomed_ray.model.bundle import open_bundle, save_bundle
 from pefomed_ray.model.generate import Generator, Prompt, generate_ids
 from pefomed_ray.model.lora import attach_lora, load_lora
 from pefomed_ray.model.loss import answer_loss
-from pefomed_ray.model.merge import merge
 from pefomed_ray.rendering.batches import OF_TOKENS, Rendered, generation_batch, training_batch
 from pefomed_ray.rendering.chat import ChatRenderer
 from tests.tiny_bases import FAMILIES
@@ -265,21 +264,6 @@ def test_an_adapter_without_a_projector_needs_nothing_but_peft(
     found = PeftModel.from_pretrained(fresh(bare).model, bundle).eval()
     rows = [row(renderer, QUESTIONS[0], 1, "yes")]
     torch.testing.assert_close(logits(found, renderer, rows), logits(ours.model, renderer, rows), rtol=0, atol=1e-6)
-
-
-def test_a_merged_model_equals_the_unmerged_one(
-    bare: Base, base: Base, bundle: Path, renderer: ChatRenderer, tmp_path: Path
-) -> None:
-    """Within 1e-5 of the largest logit, in float32; opened by transformers alone."""
-    found = merge(bundle, tmp_path / "merged", "float32", {})
-    assert found["written_difference"] <= found["tolerance"]
-    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-    assert not any("lora_" in name for name, _ in plain.named_parameters())
-    rows = [row(renderer, QUESTIONS[0], 1, "yes")]
-    expected = logits(base.model, renderer, rows)
-    tolerance = 1e-5 * float(expected.abs().max())
-    torch.testing.assert_close(logits(plain, renderer, rows), expected, rtol=0, atol=tolerance)
-    assert (logits(bare.model, renderer, rows) - expected).abs().max() > 100 * tolerance  # the control
 
 
 # What is learnt from
