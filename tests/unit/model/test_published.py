@@ -114,9 +114,6 @@ def test_a_key_without_a_place_is_named_and_nothing_is_left(
     with pytest.raises(DataError, match=message):
         convert(files, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == before
-    fresh = tmp_path / "fresh"
-    fresh.mkdir()
-    convert(write_published(fresh), tmp_path)  # the control
 
 
 def test_a_language_model_with_a_tensor_too_many_is_refused(files: Published, tmp_path: Path) -> None:
