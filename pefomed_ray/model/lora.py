@@ -123,6 +123,8 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def _inject(base: Base, config: PeftConfig) -> None:
+    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT looks for them on the module that it sees
+        setattr(base.adapted, mark, getattr(base.model, mark, False))
     inject_adapter_in_model(config, base.adapted)
     for parameter in _adapter_parameters(base):
         parameter.data = parameter.data.float()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
 
@@ -83,6 +84,8 @@ def test_a_quantised_base_loads_and_trains(precision: Precision) -> None:
     attach_lora(base, LoraConfig(**LORA), train_projector=True)  # type: ignore[arg-type]
     attach_lora(whole, LoraConfig(**LORA), train_projector=True)  # type: ignore[arg-type]
     assert what_learns(base) == what_learns(whole)
+    adapted = [module for module in base.model.modules() if isinstance(module, BaseTunerLayer)]
+    assert {type(module).__name__ for module in adapted} == {kind.__name__}  # PEFT's own for weights of this kind
     assert types(base, trained=True) == {torch.float32}
     before = frozen(base)
     found = losses(base)
