@@ -319,11 +319,14 @@ def prompts(family: str) -> list[Prompt]:
     return [Prompt("vqa", text, tuple(PICTURES[:n])) for text, n in zip(QUESTIONS, images, strict=True)]
 
 
-def test_an_answer_does_not_depend_on_its_batch(family: str, base: Base) -> None:
+def test_an_answer_does_not_depend_on_its_batch(family: str, base: Base, renderer: ChatRenderer) -> None:
     generator = Generator(base)
+    taught = [row(renderer, QUESTIONS[2], 1, ANSWERS[2])]
+    before = loss(base, renderer, taught)
     alone = [generator.answer([prompt], 8)[0] for prompt in prompts(family)]
     assert generator.answer(prompts(family), 8) == alone
     assert len({answer.text for answer in alone}) > 1  # the control: not everything is answered alike
+    assert torch.equal(loss(base, renderer, taught), before)  # Qwen's models keep positions from call to call
 
 
 def test_padding_on_the_left_leaves_the_next_token_alone(family: str, base: Base, renderer: ChatRenderer) -> None:
