@@ -48,7 +48,7 @@ def batch(base: Base) -> Batch:
     return training_batch(rows, renderer.pad_token_id)
 
 
-def losses(base: Base, steps: int = 3) -> list[float]:
+def losses(base: Base, steps: int = 2) -> list[float]:
     optimizer = build_optimizer(base.model, OptimizerConfig(learning_rate=3e-3))
     base.model.train()
     made = batch(base)
