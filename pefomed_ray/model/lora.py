@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from pefomed_ray.artifacts.base import check_lora_targets
 from pefomed_ray.artifacts.family import Family
+from pefomed_ray.artifacts.storage import read_json, write_json
 from pefomed_ray.config.schema import LoraConfig
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base
 from pefomed_ray.model.precision import hold_in_float32, number_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 """What PEFT writes before each name."""
 
@@ -82,6 +84,9 @@ def save_lora(base: Base, tensors: dict[str, Tensor], directory: Path) -> None:
     was, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(directory))
     config.inference_mode = was
+    # PEFT writes sets in an order that each process draws anew; the same adapter is to have the same digest.
+    written = read_json(directory / CONFIG_FILE)
+    write_json(directory / CONFIG_FILE, {k: sorted(v) if isinstance(v, list) else v for k, v in written.items()})
 
 
 def make_trainable(base: Base, *, train_projector: bool) -> None:
