@@ -21,7 +21,7 @@ from torch import Tensor
 from pefomed_ray.artifacts.base import base_folder, processor_files
 from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.artifacts.storage import check_output_is_free, publishing, read_json
+from pefomed_ray.artifacts.storage import check_output_is_free, publishing, read_json, write_json
 from pefomed_ray.config import TrainConfig, load_config
 from pefomed_ray.config.schema import Precision
 from pefomed_ray.errors import ConfigError, DataError, PefomedError
@@ -35,6 +35,8 @@ Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest difference of a logit, relative to the largest logit. bfloat16 has 8 bits: 0.4 % at each rounding."""
+MERGED_FILE = "merged.json"
+"""In a merged model: the bundle it comes from, and the template whose wording it was trained under."""
 MAX_SHARD_SIZE = "2GB"
 PROBE_QUESTION = "What is shown in this image?"
 PROBE_TOKENS = 16
@@ -67,6 +69,8 @@ def merge(bundle: Path, target: Path, dtype: Dtype, metrics: Mapping[str, Any]) 
         _save(base, folder, dtype)
         card = model_card(config, read_json(bundle / "lineage.json"), metrics, base.path, "merged")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        said = {name: getattr(manifest, name) for name in ("template", "template_digest")}
+        write_json(folder / MERGED_FILE, {"bundle": manifest.digest} | said)
         del base  # two of them may not fit
         written = probe(open_base(str(folder), manifest.template, Precision(dtype=dtype)), config.task)
         difference = _compare(expected, written, dtype)

@@ -41,8 +41,14 @@ def test_export_writes_a_folder_once(bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["folder"], found["form"], found["dtype"]) == (str(tmp_path / "out"), "merged", "float32")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "merged.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ]
     again = run(str(bundle), "out", cwd=tmp_path)
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
 

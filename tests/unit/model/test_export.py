@@ -174,6 +174,18 @@ def test_a_merged_model_in_half_the_bytes(bundle: Path, tmp_path: Path) -> None:
     assert not torch.equal(stored["projector.weight"].float(), base.model.projector.weight)
 
 
+def test_a_merged_model_keeps_the_wording_it_was_trained_under(tmp_path: Path) -> None:
+    saved = save(tmp_path / "b", settings("embedded", template="paper"))
+    export_merged(saved, tmp_path / "out", "float32")
+    assert load_model(tmp_path / "out")[1].renderer.template.name == "paper"
+    assert load_model("embedded")[1].renderer.template.name == "short"  # the control: what a base alone gets
+    said = json.loads((tmp_path / "out" / "merged.json").read_text())
+    assert said["bundle"] == load_bundle_manifest(saved).digest
+    write_json(tmp_path / "out" / "merged.json", said | {"template_digest": "1" * 64})
+    with pytest.raises(DataError, match=r"1111111111111111, but this version's is [0-9a-f]{16}"):
+        load_model(tmp_path / "out")
+
+
 def test_a_merge_that_lost_something_is_not_published(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
