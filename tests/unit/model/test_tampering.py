@@ -158,9 +158,7 @@ def test_no_pickle_is_opened_from_a_good_bundle(bundle: Path, monkeypatch: pytes
     assert "open adapter_config.json" in seen
 
 
-def test_the_watch_sees_a_pickle_that_is_opened(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_watch_sees_a_pickle_that_is_opened(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the same watch on what PEFT alone does with such a folder, and on a pickle that runs code."""
     (bundle / "adapter_model.safetensors").unlink()
     torch.save({"x": torch.zeros(1)}, bundle / "adapter_model.bin")
