@@ -83,6 +83,8 @@ def make_base(family: str, folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():  # Gemma 3 starts its projector at zero: no picture would show
             torch.nn.init.normal_(parameter, std=0.15)
+    with torch.no_grad():  # where head and embeddings are tied a large one only repeats the last token
+        model.get_input_embeddings().weight.mul_(0.2)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(end) for end in recipe.ends]
     model.save_pretrained(folder)

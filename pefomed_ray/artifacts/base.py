@@ -47,6 +47,16 @@ def family_of(folder: Path) -> Family:
     return family_of_type(kind, f"base.path: {str(folder)!r}")
 
 
+def check_not_quantised(folder: Path) -> None:
+    """Raise ConfigError where a base's weights were stored quantised: they would run anywhere but where they can."""
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    if stored is not None:
+        raise ConfigError(
+            f"base.path: {str(folder)!r} holds quantised weights ({stored.get('quant_method')}); give the 16-bit ones, "
+            "and set base.quantization to quantise them as they are loaded"
+        )
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The base's weights, by name."""
     return sorted(folder.glob("*.safetensors"))

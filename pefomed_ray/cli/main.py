@@ -9,7 +9,9 @@ import typer
 
 from pefomed_ray import __version__
 from pefomed_ray.cli.console import exits_with_code, finish, say
+from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
+from pefomed_ray.cli.export import export
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +22,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: look at them, turn them into shards.")
 app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
 
 DEFAULT_REGISTRY = "runs/registry"
 
@@ -237,7 +240,7 @@ def evaluate(
     folder = local_path(bundle)
     target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
     cache = local_path(feature_cache) if feature_cache else None
-    check_evaluation(folder, local_path(data), split, target, normalizer, cache)
+    check_evaluation(folder, local_path(data), split, target, normalizer, cache, use_gpu=use_gpu)
     from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.progress import bar, metrics_table
     from pefomed_ray.evaluation.evaluate import evaluate as run
@@ -312,6 +315,9 @@ def rollback(
 
     entry = move_back(local_path(registry), alias)
     finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
+
+
+app.command()(export)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def evaluate(
     settings = settings or GenerationSettings()
     bundle_dir, shards_dir, target = local_path(bundle), local_path(shards), local_path(output_dir)
     cache_dir = local_path(settings.feature_cache) if settings.feature_cache else None
-    task = check_evaluation(bundle_dir, shards_dir, split, target, normalizer, cache_dir)
+    task = check_evaluation(bundle_dir, shards_dir, split, target, normalizer, cache_dir, use_gpu=settings.use_gpu)
     normalize = normalizer_named(normalizer)
     manifest = load_shard_manifest(shards_dir)
     made_from = {"bundle": load_bundle_manifest(bundle_dir).digest, "shards": manifest.digest, "split": split}

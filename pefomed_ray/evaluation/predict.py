@@ -30,6 +30,11 @@ MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 64, "caption": 128, "report": 256}
 """PathVQA's longest answer has 34 words; 95 % of ROCO's captions have at most 50, of IU-Xray's findings 58."""
 
 
+BATCHES_SORTED_TOGETHER = 4
+"""A worker takes so many batches' rows at a time and answers those of like length together: of SLAKE's questions about
+an image of 36 tokens, padding is then 7 % and not 21 %."""
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How answers are generated; `workers` are actors, each with the whole model."""
@@ -110,7 +115,7 @@ def _pipeline(
     return dataset.map_batches(
         Predictor,
         fn_constructor_args=(str(bundle), index, settings),
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size * BATCHES_SORTED_TOGETHER,
         # One actor is enough to begin with: where the cluster is smaller than asked for, it is slow and does not hang.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=settings.workers),
         num_cpus=settings.cpus_per_worker,
@@ -143,15 +148,16 @@ class Predictor:
 
     def _answers(self, batch: dict[str, np.ndarray]) -> list[str]:
         if self.generator is None:
-            self.generator = open_generator(self.bundle, "cuda" if self.settings.use_gpu else "cpu")
+            device = "cuda" if self.settings.use_gpu else "cpu"
+            self.generator = open_generator(self.bundle, device, self.settings.batch_size)
         records = read_rows(self.index, batch["row"])
         shown = read_rows(self.index, batch["image_row"])
         prompts = [
             self._prompt(variant, record, images)
             for variant, record, images in zip(batch["variant"], records, shown, strict=True)
         ]
-        limit = max(self.settings.token_limit(prompt.task) for prompt in prompts)
-        return [answer.text for answer in self.generator.answer(prompts, limit)]
+        limits = [self.settings.token_limit(prompt.task) for prompt in prompts]
+        return [answer.text for answer in self.generator.answer(prompts, limits)]
 
     def _prompt(self, variant: str, record: dict[str, Any], shown: dict[str, Any]) -> Prompt:
         if self.settings.feature_cache and variant in REAL_IMAGES:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 
 from pefomed_ray.artifacts.base import base_folder
 from pefomed_ray.artifacts.manifests import verify_bundle
+from pefomed_ray.artifacts.precision import check_has_gpu
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import check_output_is_free
 from pefomed_ray.data.feature_cache import check_cache
@@ -19,17 +20,25 @@ TEXT_COLUMNS = ["id", "source", "task", "image_sha256", "question", "answer", "a
 
 
 def check_evaluation(
-    bundle: Path, shards: Path, split: str, target: Path, normalizer: str, feature_cache: Path | None = None
+    bundle: Path,
+    shards: Path,
+    split: str,
+    target: Path,
+    normalizer: str,
+    feature_cache: Path | None = None,
+    *,
+    use_gpu: bool = False,
 ) -> Task:
     """All that can be checked without Ray, before it is started; answers the task of the split's rows.
 
-    Raises ConfigError where `target` holds anything, the normaliser is not known or the feature cache is stale;
-    DataError where a file of the bundle does not match its sha256, the split has no rows, its rows are of several
-    tasks, or the feature cache lacks an image.
+    Raises ConfigError where `target` holds anything, the normaliser is not known, the feature cache is stale or the
+    bundle needs a GPU; DataError where a file of the bundle does not match its sha256, the split has no rows, its rows
+    are of several tasks, or the feature cache lacks an image.
     """
     normalizer_named(normalizer)
     check_output_is_free(target)
     manifest = verify_bundle(bundle)
+    check_has_gpu(bundle, use_gpu=use_gpu)
     if feature_cache is not None:
         key = features_key(base_folder(manifest.base), manifest.template)
         check_cache(feature_cache, key, shards, [split])

@@ -58,10 +58,10 @@ def assemble(
 ) -> dict[str, Any]:
     """Publish a base at `target`. Parts are folders or Hub ids (`owner/name`, `owner/name@revision`).
 
-    `vision` holds a tower that gives a class token and a feature a patch (`Blip2VisionModel`, `CLIPVisionModel`,
-    Dinov2), alone or inside a whole Blip-2 or CLIP. `image_size` is in px, by default the tower's own; position
-    embeddings are interpolated to it. The projector is `nn.Linear`'s own float32 initialisation from `seed`, or the
-    `weight` and `bias` given. `sources` are recorded as where all came from, in place of `vision` and `language_model`.
+    `vision` holds a tower that gives a class token and a feature a patch (`Blip2VisionModel`, `CLIPVisionModel`), alone
+    or inside a whole Blip-2 or CLIP. `image_size` is in px, by default the tower's own; position embeddings are
+    interpolated to it. The projector is `nn.Linear`'s own float32 initialisation from `seed`, or the `weight` and
+    `bias` given. `sources` are recorded as where all came from, in place of `vision` and `language_model`.
 
     Gives the base's folder, parameters by part, image size, visual tokens an image, ids of the special tokens, sources.
     Raises ConfigError where a part is not found or not of these kinds, or sizes do not fit, and DataError where a

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 import pefomed_ray.model.pefomed  # noqa: F401 - registers the architecture
-from pefomed_ray.artifacts.base import base_folder, family_of
+from pefomed_ray.artifacts.base import base_folder, check_not_quantised, family_of
 from pefomed_ray.artifacts.family import Family
 from pefomed_ray.config.schema import Precision
 from pefomed_ray.model.precision import FLOAT32, check_precision, loading_arguments
@@ -50,6 +50,7 @@ def open_base(path: str, template: str, precision: Precision = FLOAT32, device: 
     device = torch.device(device)
     check_precision(precision, device)
     folder = base_folder(path)
+    check_not_quantised(folder)
     family = family_of(folder)
     renderer = open_renderer(folder, family, template)
     model = AutoModelForImageTextToText.from_pretrained(

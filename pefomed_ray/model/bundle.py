@@ -1,6 +1,5 @@
 """The adapter bundle: what training ships. PEFT's own files, the projector beside them, and how it all came about."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from pefomed_ray.artifacts.base import base_digest, base_folder, image_size, processor_files
 from pefomed_ray.artifacts.manifests import BundleManifest, save_document, verify_bundle
+from pefomed_ray.artifacts.precision import precision_of
 from pefomed_ray.artifacts.storage import publishing, sha256_file, write_json
 from pefomed_ray.config import TrainConfig, save_config
-from pefomed_ray.config.load import read_yaml
 from pefomed_ray.config.schema import Precision
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base, open_base
+from pefomed_ray.model.card import model_card
 from pefomed_ray.model.lora import load_lora, make_trainable, projector_in_float32, save_lora
 
 PROJECTOR_FILE = "projector.safetensors"
@@ -47,7 +47,7 @@ def save_bundle(
         write_json(folder / "lineage.json", lineage)
         write_json(folder / "metrics.json", metrics)
         save_config(config, folder / "run.yaml")
-        (folder / "README.md").write_text(_model_card(config, lineage, metrics), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, lineage, metrics, base.path, "bundle"), encoding="utf-8")
         manifest = BundleManifest(
             base=config.base.path,
             base_digest=base_digest(base.path),
@@ -80,7 +80,7 @@ def open_bundle(
             f"bundle {str(directory)!r} was trained on base {manifest.base_digest[:16]}, "
             f"but {manifest.base!r} is {digest[:16]}; point base to the one it was trained on"
         )
-    base = open_base(manifest.base, manifest.template, precision or _precision(directory), device)
+    base = open_base(manifest.base, manifest.template, precision or precision_of(directory), device)
     if base.renderer.digest != manifest.template_digest:
         raise DataError(
             f"bundle {str(directory)!r} was trained with template {manifest.template!r} of digest "
@@ -92,12 +92,6 @@ def open_bundle(
     if trainable:
         make_trainable(base, train_projector=(directory / PROJECTOR_FILE).is_file())
     return base, manifest
-
-
-def _precision(directory: Path) -> Precision:
-    """Of the run that made the bundle; bundles of before there was a choice say nothing."""
-    said = read_yaml(directory / "run.yaml")["base"]
-    return Precision(**{name: said[name] for name in Precision.model_fields if name in said})
 
 
 def _load_projector(base: Base, path: Path) -> None:
@@ -114,22 +108,3 @@ def _load_projector(base: Base, path: Path) -> None:
 
 def _within(modules: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name}." for name in modules)
-
-
-def _model_card(config: TrainConfig, lineage: dict[str, Any], metrics: dict[str, Any]) -> str:
-    values = {name: value["value"] for name, value in metrics.items() if isinstance(value, dict) and "value" in value}
-    return "\n".join(
-        [
-            f"# {config.name}",
-            "",
-            "LoRA adapter and projector of a medical vision-language model, made with PeFoMed-Ray.",
-            "**Not for diagnosis or any clinical use.**",
-            "",
-            f"- Task: {config.task}; template: {config.template}",
-            f"- Base: {config.base.path}",
-            f"- LoRA: rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {', '.join(config.lora.target_modules)}",
-            f"- Data: {lineage.get('source', 'unknown')} (shards {str(lineage.get('shards', ''))[:16]})",
-            f"- Validation: {json.dumps(values)}",
-            "",
-        ]
-    )

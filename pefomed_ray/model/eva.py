@@ -4,7 +4,7 @@ The file is a bare state dict of 40 blocks in float16 for 224 px. The published 
 blocks and neither final norm nor head, resizes the position embeddings, and puts a fresh LayerNorm after the last
 block, which is never trained, saved or loaded: weight 1, bias 0, and another epsilon than the blocks'.
 
-Letters: D width of the tower.
+Letters: P patches an image and the class token, D width of the tower.
 """
 
 import re
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Blip2VisionConfig
 
+from pefomed_ray.errors import DataError
 from pefomed_ray.model.keys import KeyAccount
 from pefomed_ray.model.pefomed import interpolate_position_embeddings
 
@@ -64,9 +65,13 @@ def convert_eva(
         tensors[here + "self_attn.qkv.bias"] = torch.cat([query_D, torch.zeros_like(value_D), value_D])
     _ignore_the_rest(state, account, layers)
     width, patch_size = tensors["embeddings.patch_embedding.weight"].shape[0::3]
-    tensors["embeddings.position_embedding"] = interpolate_position_embeddings(
-        tensors["embeddings.position_embedding"], image_size // patch_size
-    )
+    try:
+        positions_1PD = interpolate_position_embeddings(
+            tensors["embeddings.position_embedding"], image_size // patch_size
+        )
+    except ValueError as error:
+        raise DataError(f"{account.file!r}: {error}") from None
+    tensors["embeddings.position_embedding"] = positions_1PD
     tensors["post_layernorm.weight"], tensors["post_layernorm.bias"] = torch.ones(width), torch.zeros(width)
     config = Blip2VisionConfig(
         hidden_size=width,

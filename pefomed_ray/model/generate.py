@@ -37,28 +37,39 @@ class Answer:
 
 
 class Generator:
-    """A loaded model that answers prompts."""
+    """A loaded model that answers prompts, at most `batch_size` at once."""
 
-    def __init__(self, base: Base, device: torch.device | str = "cpu") -> None:
+    def __init__(self, base: Base, device: torch.device | str = "cpu", batch_size: int = 64) -> None:
         self.renderer = base.renderer
         self.device = torch.device(device)
+        self.batch_size = batch_size
         model: Any = base.model  # the library's `to` has no usable type
         self.model = model.to(self.device).eval()
 
-    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
-        """One answer a prompt, greedy. Raises DataError for an image that cannot be read."""
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int | Sequence[int]) -> list[Answer]:
+        """One answer a prompt, greedy, at most so many tokens: one limit for all, or one for each.
+
+        In float32 an answer does not depend on what is asked beside it, nor on the order. Prompts of like length are
+        answered together, the longest first: what does not fit into memory fails at once. Raises DataError for an image
+        that cannot be read.
+        """
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        rows = [self._render(prompt) for prompt in prompts]
         answers: dict[int, Answer] = {}
         for cached in (False, True):  # a batch holds images or features
-            at = [i for i, prompt in enumerate(prompts) if (prompt.features_NVW is not None) is cached]
-            if at:
-                found = self._generate([self._render(prompts[i]) for i in at], max_new_tokens)
-                answers |= dict(zip(at, found, strict=True))
+            places = [i for i, prompt in enumerate(prompts) if (prompt.features_NVW is not None) is cached]
+            places.sort(key=lambda i: len(rows[i].prompt), reverse=True)
+            for start in range(0, len(places), self.batch_size):
+                batch = places[start : start + self.batch_size]
+                found = self._generate([rows[i] for i in batch], [limits[i] for i in batch])
+                answers |= dict(zip(batch, found, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
-    def _generate(self, rows: list[Rendered], max_new_tokens: int) -> list[Answer]:
+    def _generate(self, rows: list[Rendered], limits: list[int]) -> list[Answer]:
         batch = generation_batch(rows, self.renderer.pad_token_id).to(self.device)
-        ids_BT = generate_ids(self.model, self.renderer, batch, max_new_tokens)
-        return [self._answer(row, ids) for row, ids in zip(rows, ids_BT.tolist(), strict=True)]
+        # A greedy answer goes on as it began: one that was given more room is cut to its own limit.
+        ids_BT = generate_ids(self.model, self.renderer, batch, max(limits))
+        return [self._answer(row, ids[:limit]) for row, ids, limit in zip(rows, ids_BT.tolist(), limits, strict=True)]
 
     def _render(self, prompt: Prompt) -> Rendered:
         if prompt.features_NVW is None:

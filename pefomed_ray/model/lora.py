@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from pefomed_ray.artifacts.base import check_lora_targets
 from pefomed_ray.artifacts.family import Family
+from pefomed_ray.artifacts.storage import read_json, write_json
 from pefomed_ray.config.schema import LoraConfig
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base
 from pefomed_ray.model.precision import hold_in_float32, number_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 """What PEFT writes before each name."""
 
@@ -51,9 +53,16 @@ def attach_lora(base: Base, config: LoraConfig, *, train_projector: bool) -> Non
 def load_lora(base: Base, directory: Path) -> None:
     """Freeze a base and put the adapter in `directory` into its language model.
 
-    Raises DataError where its tensors are not those of its config.
+    Raises DataError where its tensors are not those of its config, or its config reaches past the language model.
     """
     _inject(base, PeftConfig.from_pretrained(str(directory)))
+    within = f"{base.family.language_model}."
+    reached = [name for name, module in base.model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if outside := [name for name in reached if not name.startswith(within)]:
+        raise DataError(
+            f"target_modules in {str(directory / 'adapter_config.json')!r} reach {outside[0]!r}; "
+            f"an adapter is for the language model alone, {within}*"
+        )
     tensors = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(directory / ADAPTER_FILE).items()}
     result = set_peft_model_state_dict(base.adapted, tensors)
     missing = [name for name in result.missing_keys if "lora_" in name]
@@ -75,6 +84,9 @@ def save_lora(base: Base, tensors: dict[str, Tensor], directory: Path) -> None:
     was, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(directory))
     config.inference_mode = was
+    # PEFT writes sets in an order that each process draws anew; the same adapter is to have the same digest.
+    written = read_json(directory / CONFIG_FILE)
+    write_json(directory / CONFIG_FILE, {k: sorted(v) if isinstance(v, list) else v for k, v in written.items()})
 
 
 def make_trainable(base: Base, *, train_projector: bool) -> None:
@@ -116,6 +128,8 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def _inject(base: Base, config: PeftConfig) -> None:
+    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT looks for them on the module that it sees
+        setattr(base.adapted, mark, getattr(base.model, mark, False))
     inject_adapter_in_model(config, base.adapted)
     for parameter in _adapter_parameters(base):
         parameter.data = parameter.data.float()

@@ -8,6 +8,7 @@ D width of the tower, H width of the language model, C channels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,16 +101,30 @@ class PefomedForConditionalGeneration(PreTrainedModel):
     def _tied_weights_keys(self, value: Any) -> None:
         """The library assigns it in passing; what is tied follows from the config alone."""
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute the language model's layers in the backward pass; the frozen tower keeps nothing to recompute."""
-        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self.language_model.gradient_checkpointing_enable(kwargs)
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """What the library's switches come down to. The frozen tower keeps nothing that could be recomputed."""
+        self.language_model._set_gradient_checkpointing(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PefomedForConditionalGeneration":
+        """What `to`, `half` and the like come down to. Rotary frequencies stay float32: rounded ones are off by more
+        the further a token is from the beginning."""
+        rotary = [module for module in self.modules() if "inv_freq" in module._buffers]
+        before = [(module, name, module._buffers[name]) for module in rotary for name in module._buffers]
+        super()._apply(fn, recurse)
+        for module, name, buffer in before:
+            after = module._buffers[name]
+            if after is not None and buffer is not None and after.dtype != buffer.dtype:
+                setattr(module, name, buffer.to(after.device))
+        return self
 
     def patch_features(self, pixel_values: Tensor) -> Tensor:
         """[N, V, patches_per_token * D] what the projector reads, of normalised pixels [N, C, height, width].
 
         The tower runs without gradients unless one of its weights asks for them; its class token is dropped.
         """
+        if not len(pixel_values):  # a batch of plain text; the tower's attention cannot take none
+            width = self.config.vision_config.hidden_size * self.config.patches_per_token
+            return pixel_values.new_empty(0, self.config.visual_tokens, width)
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             return tower_features(self.vision_tower, pixel_values, self.config.patches_per_token)

@@ -4,6 +4,7 @@ The checkpoint holds what was trained, `eva_vit_g.pth` the tower, a folder of th
 them together make the model that the published code builds; each key of each file is accounted for.
 """
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,12 @@ from pefomed_ray.model.checkpoint import ROTARY_KEY, ROTARY_REASON, Checkpoint, 
 from pefomed_ray.model.eva import convert_eva
 from pefomed_ray.model.keys import KeyAccount
 from pefomed_ray.model.lora import PEFT_PREFIX, attach_lora
-from pefomed_ray.model.parts import stored_tensors
+from pefomed_ray.model.parts import find_part, stored_tensors
 from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
 from pefomed_ray.rendering.opening import open_renderer
+
+TEMPLATE = "legacy"
+"""The checkpoint's numbers come with the prompts it was evaluated with."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +46,29 @@ class Settings:
     vision_heads: int = 16
     lora_alpha: float | None = None
     """None: as the checkpoint's own configuration says, else 16."""
-    template: str = "legacy"
-    """The checkpoint's numbers come with the prompts it was evaluated with."""
 
 
 def convert_published(
     checkpoint: Path,
     vision: Path,
-    language_model: Path,
+    language_model: str,
     base_out: Path,
     bundle_out: Path,
     settings: Settings = Settings(),
 ) -> dict[str, Any]:
     """Write `base_out`, a base, and `bundle_out`, an adapter bundle on it; give what became of each file's keys.
 
-    `vision` is `eva_vit_g.pth`; `language_model` the folder of a causal language model in safetensors. Weights keep the
-    dtypes they are stored in. Raises ConfigError where an output exists, DataError for a file that is not what it
-    should be or a key without a place.
+    `vision` is `eva_vit_g.pth`; `language_model` the folder or Hub id of a causal language model in safetensors.
+    Weights keep the dtypes they are stored in. Raises ConfigError where an output exists or the language model is not
+    found, DataError for a file that is not what it should be or a key without a place; nothing is left then.
     """
     for output in (base_out, bundle_out):
         check_output_is_free(output)
-    published = read_checkpoint(checkpoint)
+    published, text = read_checkpoint(checkpoint), find_part(language_model)
     base_out.parent.mkdir(parents=True, exist_ok=True)
     sources = {
         "vision": {"source": vision.name, "sha256": sha256_file(vision)},
-        "language_model": {"source": str(language_model)},
+        "language_model": {"source": text.source, "revision": text.revision},
         "projector": {"source": checkpoint.name, "sha256": sha256_file(checkpoint)},
     }
     with tempfile.TemporaryDirectory(dir=base_out.parent) as folder:
@@ -74,21 +76,35 @@ def convert_published(
         width = read_json(Path(folder) / "config.json")["hidden_size"]
         assemble(
             folder,
-            str(language_model),
+            str(text.folder),
             base_out,
-            patches_per_token=published.projector["weight"].shape[1] // width,
+            patches_per_token=_joined_patches(published, width),
             projector=published.projector,
             sources=sources,
         )
-    keys = [account.to_json() for account in (published.keys, vision_keys, _language_keys(language_model))]
+    keys = [account.to_json() for account in (published.keys, vision_keys, _language_keys(text.folder))]
     lineage = {
         "source": f"published checkpoint {checkpoint.name}",
         "converted_from": sources,
         "keys": keys,
         "code_version": __version__,
     }
-    _write_bundle(published, base_out, bundle_out, settings, lineage)
+    try:
+        _write_bundle(published, base_out, bundle_out, settings, lineage)
+    except BaseException:
+        shutil.rmtree(base_out)
+        raise
     return {"base": str(base_out), "bundle": str(bundle_out), "keys": keys}
+
+
+def _joined_patches(published: Checkpoint, width: int) -> int:
+    """Patches that make one visual token, by the projector's input and the tower's width."""
+    columns = published.projector["weight"].shape[-1]
+    if columns % width:
+        raise DataError(
+            f"{published.keys.file!r}: llama_proj reads {columns} numbers, no multiple of the tower's {width}"
+        )
+    return columns // width
 
 
 def _write_tower(vision: Path, folder: Path, published: Checkpoint, settings: Settings) -> KeyAccount:
@@ -126,7 +142,7 @@ def _write_bundle(
     family = family_of(base_out)
     with torch.device("meta"):  # names and sizes are needed, no weights
         model = PefomedForConditionalGeneration(PefomedConfig.from_pretrained(base_out))
-    base = Base(base_out, model, open_renderer(base_out, family, settings.template), family)
+    base = Base(base_out, model, open_renderer(base_out, family, TEMPLATE), family)
     attach_lora(base, config.lora, train_projector=True)
     trained = {
         f"{family.adapted}.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}.default.weight": value
@@ -147,7 +163,7 @@ def _run_of(published: Checkpoint, base_out: Path, settings: Settings) -> TrainC
         {
             "name": "published",
             "task": settings.task,
-            "template": settings.template,
+            "template": TEMPLATE,
             "base": {"path": str(base_out)},
             "lora": {
                 "rank": min(tensor.shape),

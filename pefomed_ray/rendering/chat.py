@@ -24,7 +24,7 @@ from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.batches import OF_TOKENS, Batch, Rendered
 from pefomed_ray.rendering.images import decode_pixels
 from pefomed_ray.rendering.processors import open_processor
-from pefomed_ray.rendering.templates import Template
+from pefomed_ray.rendering.template import Template
 
 PROBE = "xylophone"
 """A word that no template holds."""
@@ -104,7 +104,7 @@ class ChatRenderer:
         return str(self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _prompt(self, words: str, images: list[Image.Image]) -> dict[str, Tensor]:
-        if self.processor.chat_template is None:  # PaliGemma: images, the text, a line end, and that is all
+        if self._has_suffixes:
             if not images:
                 raise DataError("this base answers about images only: give one")
             text = self.processor.tokenizer.decode(self.processor.image_token_id) * len(images) + words
@@ -137,8 +137,13 @@ class ChatRenderer:
         """What counts tokens goes on over the answer: as text, which PaliGemma alone calls 1, as it does a suffix."""
         if name not in OF_TOKENS:
             return value
-        of_answer = 1 if self.processor.chat_template is None else 0
+        of_answer = 1 if self._has_suffixes else 0
         return torch.cat([value, value.new_full((1, answer_tokens), of_answer)], dim=1)
+
+    @property
+    def _has_suffixes(self) -> bool:
+        """PaliGemma does not chat: images, a text, a line end, and behind them a suffix that it is to write."""
+        return type(self.processor).__name__ == "PaliGemmaProcessor"
 
     def _plain(self, text: str) -> str:
         """The text with a space in every special token that it spells, so that the tokenizer reads it as text."""
@@ -158,10 +163,10 @@ class ChatRenderer:
     @cached_property
     def _turn(self) -> "_Turn":
         tokenizer = self.processor.tokenizer
-        if self.processor.chat_template is None:
-            if not hasattr(self.processor, "image_token_id"):
-                raise ConfigError("base.path: the model's processor has no chat template; take a model tuned for chats")
+        if self._has_suffixes:
             return _Turn("\n", "", tokenizer.eos_token_id)
+        if self.processor.chat_template is None:
+            raise ConfigError("base.path: the model's processor has no chat template; take a model tuned for chats")
         asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
         answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": PROBE}]}]
         prompt = self.processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)

@@ -17,20 +17,18 @@ WITHOUT_VIDEO = {"SmolVLMProcessor": "Idefics3Processor"}
 
 
 def open_processor(folder: Path) -> Any:
-    """The processor of the model in `folder`.
+    """The processor of the model in `folder`, of the class that transformers has for its `model_type`.
 
-    Raises ConfigError where the folder does not name its processor, or names one that this transformers does not have.
+    Where the processor has no chat template of its own it takes its tokenizer's, as older folders have it. Raises
+    ConfigError where a file of it is missing or broken.
     """
     import transformers  # seconds that data workers of `pefomed` bases need not spend
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    name = _class_name(folder)
-    named = getattr(transformers, WITHOUT_VIDEO.get(name, name), None)
-    if named is None:
-        raise ConfigError(
-            f"base.path: {str(folder)!r} wants {name!r}, which transformers {transformers.__version__} does not have"
-        )
+    name = PROCESSOR_MAPPING_NAMES[json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]]
+    named: Any = getattr(transformers, WITHOUT_VIDEO.get(name, name))
 
-    class ImageTextProcessor(named):  # type: ignore[misc, valid-type]
+    class ImageTextProcessor(named):
         """Takes None for a video processor; the check of its class fails without torchvision."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -39,24 +37,18 @@ def open_processor(folder: Path) -> Any:
             return super().check_argument_for_proper_class(argument_name, argument)
 
     ImageTextProcessor.__name__ = name  # what `save_pretrained` writes
-    parts = {
-        "image_processor": lambda: transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True
-        ),
-        "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
-        "video_processor": lambda: None,
-    }
-    fields, _ = ImageTextProcessor.get_processor_dict(folder, local_files_only=True)
-    return ImageTextProcessor.from_args_and_dict([parts[part]() for part in named.get_attributes()], fields)
-
-
-def _class_name(folder: Path) -> str:
-    """As `processor_class` in one of the files that may say it."""
-    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("processor_class") if path.is_file() else None
-        if found is not None:
-            return str(found)
-    raise ConfigError(
-        f"base.path: no file in {str(folder)!r} says its processor_class; take a folder of a model with its processor"
-    )
+    try:
+        parts = {
+            "image_processor": transformers.AutoImageProcessor.from_pretrained(
+                folder, backend="pil", local_files_only=True
+            ),
+            "tokenizer": transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            "video_processor": None,
+        }
+        fields, _ = ImageTextProcessor.get_processor_dict(folder, local_files_only=True)
+        processor = ImageTextProcessor.from_args_and_dict([parts[part] for part in named.get_attributes()], fields)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"base.path: {name} cannot be opened from the files in {str(folder)!r}: {reason}") from None
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return processor

@@ -15,7 +15,7 @@ from torch import Tensor
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.rendering.batches import Batch, Rendered
 from pefomed_ray.rendering.images import ImageSpec, decode_pixels, image_pixels, normalise
-from pefomed_ray.rendering.templates import IMAGE_SLOT, Template
+from pefomed_ray.rendering.template import IMAGE_SLOT, Template
 
 IMAGE_SPEC_FILE = "preprocessor_config.json"
 

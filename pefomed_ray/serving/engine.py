@@ -65,13 +65,9 @@ class ModelReplica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, asks)
 
     def _generate(self, asks: list[tuple[Ask, int]]) -> list[Completion]:
-        completions: dict[int, Completion] = {}
-        # The generator takes one limit for all its prompts: requests of one limit are answered in one pass.
-        for limit in sorted({max_tokens for _, max_tokens in asks}):
-            places = [place for place, (_, max_tokens) in enumerate(asks) if max_tokens == limit]
-            prompts = [Prompt(self._task, asks[place][0].question, asks[place][0].images) for place in places]
-            for place, answer in zip(places, self._generator.answer(prompts, limit), strict=True):
-                completions[place] = Completion(
-                    answer.text, self._digest, answer.prompt_tokens, answer.tokens, answer.finished
-                )
-        return [completions[place] for place in range(len(asks))]
+        prompts = [Prompt(self._task, ask.question, ask.images) for ask, _ in asks]
+        answers = self._generator.answer(prompts, [max_tokens for _, max_tokens in asks])
+        return [
+            Completion(answer.text, self._digest, answer.prompt_tokens, answer.tokens, answer.finished)
+            for answer in answers
+        ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pefomed_ray.artifacts.base import base_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest
+from pefomed_ray.artifacts.precision import check_has_gpu
 from pefomed_ray.artifacts.registry import resolve
 from pefomed_ray.config import ServeConfig
 from pefomed_ray.errors import ConfigError, RefusedError
@@ -15,14 +16,16 @@ def check(config: ServeConfig, registry: Path, alias: str) -> None:
     """Everything that can be wrong and is found without Ray, in seconds.
 
     Raises RefusedError for a host other than loopback without `tls_in_front`, ConfigError for a port in use or an
-    unknown alias or a missing base, DataError for a bundle that was changed.
+    unknown alias, a missing base or a bundle that needs a GPU, DataError for a bundle that was changed.
     """
     if not is_loopback(config.host) and not config.tls_in_front:
         raise RefusedError(
             f"host {config.host!r} is not loopback and the endpoint speaks plain HTTP: keys and images could be read "
             "on the way. Put a TLS proxy in front and set tls_in_front=true, or use 127.0.0.1 and an SSH tunnel"
         )
-    base_folder(load_bundle_manifest(registry / resolve(registry, alias).bundle).base)
+    bundle = registry / resolve(registry, alias).bundle
+    base_folder(load_bundle_manifest(bundle).base)
+    check_has_gpu(bundle, use_gpu=config.use_gpu)
     check_port(config)
 
 

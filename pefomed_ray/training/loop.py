@@ -222,13 +222,17 @@ def _epoch_row(order: TrainingOrder, progress: Progress, timing: dict[str, float
 def _data_lineage(config: TrainConfig) -> dict[str, Any]:
     parts = config.data.shards
     found = [load_shard_manifest(part.shards) for part in parts]
+    said = {
+        "licence": "restricted" if any(manifest.licence == "restricted" for manifest in found) else "open",
+        "rows": sum(manifest.rows["train"] for manifest in found),
+    }
     if len(parts) == 1:
-        return {"shards": found[0].digest, "source": found[0].source}
+        return said | {"shards": found[0].digest, "source": found[0].source}
     mixture = [
         {"shards": manifest.digest, "source": manifest.source, "weight": part.weight}
         for part, manifest in zip(parts, found, strict=True)
     ]
-    return {
+    return said | {
         "shards": digest_of(mixture),
         "source": " + ".join(manifest.source for manifest in found),
         "mixture": mixture,

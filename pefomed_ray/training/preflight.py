@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from pefomed_ray.artifacts.base import EMBEDDED, base_folder, check_lora_targets, family_of
+from pefomed_ray.artifacts.base import EMBEDDED, base_folder, check_lora_targets, check_not_quantised, family_of
 from pefomed_ray.artifacts.family import PEFOMED
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, load_shard_manifest
@@ -44,6 +44,7 @@ def check_run(config: TrainConfig, *, resume: bool = False) -> None:
     """Raise ConfigError for a missing base, template, target module, taken output or a stale feature cache, DataError
     for shards that are not there or hold no training or validation rows and for a cache that lacks some image."""
     base = base_folder(config.base.path)
+    check_not_quantised(base)
     template_for(config.template, family_of(base))
     check_lora_targets(base, config.lora.target_modules)
     check_shards(config)

@@ -55,7 +55,20 @@ def test_help_names_the_verbs_without_loading_torch_or_ray(tmp_path: Path) -> No
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "search", "evaluate", "score", "promote", "serve", "query", "demo", "doctor", "data"):
+    for verb in (
+        "train",
+        "search",
+        "evaluate",
+        "score",
+        "promote",
+        "export",
+        "convert",
+        "serve",
+        "query",
+        "demo",
+        "doctor",
+        "data",
+    ):
         assert verb in done.stdout
 
 

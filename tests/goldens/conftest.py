@@ -114,12 +114,14 @@ class WeightSet:
 
     def arrays(self, file: str, case: str) -> dict[str, Tensor]:
         """The case's arrays in `<file>.npz`."""
-        with np.load(self.folder / f"{file}.npz") as arrays:
-            return {
-                key.removeprefix(f"{case}/"): torch.from_numpy(arrays[key])
-                for key in arrays.files
-                if key.startswith(f"{case}/")
-            }
+        return self.load_arrays(self.folder / f"{file}.npz", f"{case}/")
+
+    @staticmethod
+    def load_arrays(path: Path, prefix: str = "") -> dict[str, Tensor]:
+        """Arrays of a file whose names start with `prefix`, without it."""
+        with np.load(path) as arrays:
+            wanted = [name for name in arrays.files if name.startswith(prefix)]
+            return {name.removeprefix(prefix): torch.from_numpy(arrays[name]) for name in wanted}
 
 
 def settings_of(folder: Path) -> Settings:
@@ -140,7 +142,7 @@ def convert(folder: Path, target: Path, checkpoint: str = "checkpoint.pth") -> W
     convert_published(
         folder / checkpoint,
         folder / "eva_vit_g_tiny.pth",
-        folder / "llm_base",
+        str(folder / "llm_base"),
         found.base,
         found.bundle,
         settings_of(folder),
@@ -162,6 +164,12 @@ def weights(request: pytest.FixtureRequest, parity_dir: Path, tmp_path_factory: 
     """A weight set, converted."""
     assert request.param != NONE, f"{parity_dir / 'model'} holds no set with train_cases.json and gen_cases.json"
     return convert(parity_dir / "model" / request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def trained_weights(parity_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightSet:
+    """The set that the reference trained further, converted."""
+    return convert(parity_dir / "model" / "T", tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from pefomed_ray.artifacts.manifests import BundleManifest, load_shard_manifest, save_document
+from pefomed_ray.artifacts.manifests import (
+    BundleManifest,
+    load_bundle_manifest,
+    load_shard_manifest,
+    save_document,
+)
 from pefomed_ray.artifacts.storage import sha256_file
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.evaluation import evaluate as evaluate_module
 from pefomed_ray.evaluation.evaluate import evaluate
 from pefomed_ray.evaluation.gate import gate
-from pefomed_ray.evaluation.predict import VARIANTS, _prediction
+from pefomed_ray.evaluation.predict import VARIANTS, GenerationSettings, _prediction
 from pefomed_ray.evaluation.predictions import Prediction, read_predictions
 from pefomed_ray.evaluation.preflight import read_texts
 
@@ -42,6 +47,15 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate_module, "predict", sees_colours)
+
+
+def test_a_bundle_of_a_quantised_base_needs_a_gpu(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
+    (bundle / "run.yaml").write_text("base: {path: x, quantization: int8}\n")
+    files = {path.name: sha256_file(path) for path in bundle.iterdir() if path.name != "bundle.json"}
+    save_document(load_bundle_manifest(bundle).model_copy(update={"files": files}), bundle / "bundle.json")
+    with pytest.raises(ConfigError, match="trained on a base in int8, which needs a GPU"):
+        evaluate(bundle, make_shards(), "test", tmp_path / "out")
+    evaluate(bundle, tmp_path / "shards", "test", tmp_path / "out", settings=GenerationSettings(use_gpu=True))
 
 
 def test_what_is_written(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A frozen base in bfloat16, nf4 and int8; bitsandbytes runs on the CPU here, where a run itself refuses to use it."""
 
 import io
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
 
+from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.config.schema import LoraConfig, OptimizerConfig, Precision
 from pefomed_ray.errors import ConfigError
@@ -44,7 +48,7 @@ def batch(base: Base) -> Batch:
     return training_batch(rows, renderer.pad_token_id)
 
 
-def losses(base: Base, steps: int = 3) -> list[float]:
+def losses(base: Base, steps: int = 2) -> list[float]:
     optimizer = build_optimizer(base.model, OptimizerConfig(learning_rate=3e-3))
     base.model.train()
     made = batch(base)
@@ -80,6 +84,8 @@ def test_a_quantised_base_loads_and_trains(precision: Precision) -> None:
     attach_lora(base, LoraConfig(**LORA), train_projector=True)  # type: ignore[arg-type]
     attach_lora(whole, LoraConfig(**LORA), train_projector=True)  # type: ignore[arg-type]
     assert what_learns(base) == what_learns(whole)
+    adapted = [module for module in base.model.modules() if isinstance(module, BaseTunerLayer)]
+    assert {type(module).__name__ for module in adapted} == {kind.__name__}  # PEFT's own for weights of this kind
     assert types(base, trained=True) == {torch.float32}
     before = frozen(base)
     found = losses(base)
@@ -141,6 +147,15 @@ def test_a_float32_projector_trains_in_a_bfloat16_model_of_any_family(family: st
     assert losses(base, 1)[0] == pytest.approx(losses(whole, 1)[0], rel=0.05)
     moved = {n for n, p in base.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])}
     assert any(name.startswith(base.family.projector) for name in moved)
+
+
+def test_weights_that_were_stored_quantised_are_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(EMBEDDED_FOLDER, tmp_path / "base")
+    open_base(str(folder), "short")  # the control
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ConfigError, match=r"holds quantised weights \(gptq\); give the 16-bit ones"):
+        open_base(str(folder), "short")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

@@ -1,6 +1,8 @@
 """What a Hugging Face model reads: its own processor and chat template around our words, for a base of each family."""
 
 import io
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -12,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load, save
 
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.rendering.batches import IGNORED_LABEL, OF_TOKENS, Rendered, training_batch
 from pefomed_ray.rendering.chat import ChatRenderer
-from pefomed_ray.rendering.processors import open_processor
 from pefomed_ray.rendering.templates import template_named
 from tests.tiny_bases import FAMILIES
 
@@ -57,6 +59,19 @@ PROMPT = {
     "internvl": "<|im_start|>user\n<img>" + 4 * "<IMG_CONTEXT>" + "</img>\n{}<|im_end|>\n<|im_start|>assistant\n",
 }
 """What the published templates make of one picture of 28x28 px and WORDS."""
+INPUTS = {
+    "llava": {"pixel_values"},
+    "llava_onevision": {"pixel_values", "image_sizes", "batch_num_images"},
+    "qwen2_5_vl": {"pixel_values", "image_grid_thw", "mm_token_type_ids"},
+    "qwen3_vl": {"pixel_values", "image_grid_thw", "mm_token_type_ids"},
+    "gemma3": {"pixel_values", "token_type_ids"},
+    "paligemma": {"pixel_values", "token_type_ids"},
+    "idefics3": {"pixel_values", "pixel_attention_mask"},
+    "smolvlm": {"pixel_values", "pixel_attention_mask"},
+    "internvl": {"pixel_values"},
+}
+"""What the models must be given beside ids and mask; Qwen2.5-VL and Gemma 3 would do without, but see other positions
+and another mask."""
 SPELT = [
     "<image>",
     "<|im_end|>",
@@ -134,6 +149,11 @@ def test_a_prompt_reads_as_the_published_template_has_it(family: str, renderer: 
     assert text(renderer, prompt) == PROMPT[family].format(WORDS)
 
 
+def test_the_model_is_given_all_that_its_processor_makes(family: str, renderer: ChatRenderer) -> None:
+    batch = training_batch([row(renderer, "Is this a CT?", 1, "yes")], renderer.pad_token_id)
+    assert set(renderer.inputs(batch)) == {"input_ids", "attention_mask"} | INPUTS[family]
+
+
 @pytest.mark.parametrize("task", ["vqa", "caption", "report"])
 def test_a_generation_prompt_begins_the_training_example(family: str, renderer: ChatRenderer, task: Any) -> None:
     for images in counts(family):
@@ -150,6 +170,13 @@ def test_a_generation_prompt_begins_the_training_example(family: str, renderer: 
                     assert torch.equal(taught.tensors[name][:, : len(asked.prompt)], value)
                 else:
                     assert torch.equal(taught.tensors[name], value)
+
+
+def test_a_row_survives_the_way_from_a_data_worker(renderer: ChatRenderer) -> None:
+    tensors = row(renderer, "Is this a CT?", 2, "yes").tensors
+    again = load(save(tensors))
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors.items())
 
 
 def test_an_answer_is_itself_and_one_end(family: str, renderer: ChatRenderer) -> None:
@@ -238,18 +265,36 @@ def test_tags_that_a_tokenizer_knows_are_left_as_they_are(tiny_base: MakeBase) -
     assert "What is < eos>?" in text(renderer, row(renderer, "What is <eos>?", 0).prompt)
 
 
-def test_a_processor_that_cannot_be_opened_is_refused(tiny_base: MakeBase, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="processor_class"):
-        open_processor(tmp_path)
-    (tmp_path / "processor_config.json").write_text('{"processor_class": "NoSuchProcessor"}')
-    with pytest.raises(ConfigError, match=r"'NoSuchProcessor', which transformers .* does not have"):
-        open_processor(tmp_path)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_processor_that_lacks_a_file_is_refused(name: str, tiny_base: MakeBase, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_base("llava"), tmp_path / "base")
+    ChatRenderer.open(folder, template_named("chat"))  # the control
+    (folder / name).unlink()
+    with pytest.raises(ConfigError, match="LlavaProcessor cannot be opened from the files in "):
+        ChatRenderer.open(folder, template_named("chat"))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_vl"])
+def test_a_model_that_does_not_chat_is_refused(family: str, tiny_base: MakeBase, tmp_path: Path) -> None:
+    """It is no PaliGemma, though it has no chat template either."""
+    folder = shutil.copytree(tiny_base(family), tmp_path / "base")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="no chat template; take a model tuned for chats"):
+        ChatRenderer.open(folder, template_named("chat"))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": template}))
+    again = ChatRenderer.open(folder, template_named("chat"))  # where older folders have it
+    assert row(again, "Is this a CT?", 1).prompt == row(opened(tiny_base(family)), "Is this a CT?", 1).prompt
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "paligemma", "idefics3", "smolvlm"])
-def test_a_folder_saved_by_transformers_itself_opens_the_same(renderer: ChatRenderer, tmp_path: Path) -> None:
+def test_a_folder_saved_by_transformers_itself_opens_the_same(
+    family: str, tiny_base: MakeBase, renderer: ChatRenderer, tmp_path: Path
+) -> None:
     """It keeps the image processor inside `processor_config.json`; processors of videos save with torchvision only."""
     renderer.processor.save_pretrained(tmp_path)
+    shutil.copy(tiny_base(family) / "config.json", tmp_path)
     again = ChatRenderer.open(tmp_path, renderer.template)
     assert not (tmp_path / "preprocessor_config.json").exists()
     ours, theirs = row(renderer, QUESTIONS[1], 2, "yes"), row(again, QUESTIONS[1], 2, "yes")

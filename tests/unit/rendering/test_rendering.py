@@ -34,7 +34,7 @@ def test_generation_is_the_prefix_of_the_training_example(
     assert (trained.labels_BT[0, :length] == IGNORED_LABEL).all()
     assert trained.labels_BT[0, length:].tolist() == row.answer
     assert prompt.count(renderer.image_token_id) == images * renderer.tokens_per_image
-    assert prompt.count(renderer.bos_token_id) == 1
+    assert prompt.count(renderer.bos_token_id) == renderer.template.bos_tokens
     assert renderer.eos_token_id not in prompt
 
 

@@ -15,16 +15,16 @@ from pefomed_ray.errors import ConfigError, DataError, RefusedError
 from pefomed_ray.serving.preflight import check
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Path:
+def put_bundle(tmp_path: Path, run: str) -> Path:
+    """A registry whose champion is a bundle with this `run.yaml`."""
     base = tmp_path / "base"
-    base.mkdir()
+    base.mkdir(exist_ok=True)
     (base / "config.json").write_text('{"model_type": "pefomed"}')
     for name in ("tokenizer.json", "preprocessor_config.json", "model.safetensors"):
         (base / name).write_text("{}")
     bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "run.yaml").write_text("task: vqa\n")
+    bundle.mkdir(exist_ok=True)
+    (bundle / "run.yaml").write_text(run)
     files = {"run.yaml": sha256_file(bundle / "run.yaml")}
     manifest = BundleManifest(
         base=str(base), base_digest="0" * 64, template="short", template_digest="1" * 64, image_size=96, files=files
@@ -32,6 +32,11 @@ def registry(tmp_path: Path) -> Path:
     save_document(manifest, bundle / "bundle.json")
     promote(tmp_path / "registry", "champion", bundle)
     return tmp_path / "registry"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    return put_bundle(tmp_path, "task: vqa\n")
 
 
 @pytest.fixture
@@ -76,6 +81,13 @@ def test_a_missing_base(registry: Path, free_port: int) -> None:
     (registry.parent / "base" / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="tokenizer"):
         check(ServeConfig(port=free_port), registry, "champion")
+
+
+def test_a_bundle_of_a_quantised_base_needs_a_gpu(tmp_path: Path, free_port: int) -> None:
+    registry = put_bundle(tmp_path, "task: vqa\nbase: {path: x, dtype: bfloat16, quantization: nf4}\n")
+    with pytest.raises(ConfigError, match=r"trained on a base in nf4, which needs a GPU .* use_gpu=true"):
+        check(ServeConfig(port=free_port), registry, "champion")
+    assert check(ServeConfig(port=free_port, use_gpu=True), registry, "champion") is None  # type: ignore[func-returns-value]
 
 
 def test_the_ingress_loads_no_torch() -> None:

@@ -1,0 +1,16 @@
+"""Lines that a run says."""
+
+from pefomed_ray.cli.progress import start_line
+
+
+def test_what_learns_is_one_line_with_modules_and_counts() -> None:
+    learning = {
+        "language_model": "language_model",
+        "modules": 64,
+        "targets": ["q_proj", "v_proj"],
+        "trainable_parameters": 56_627_200,
+        "parameters": 7_800_000_000,
+    }
+    assert start_line(learning) == (
+        "LoRA on 64 modules of language_model (q_proj, v_proj); 56,627,200 of 7,800,000,000 parameters learn (0.73 %)"
+    )
