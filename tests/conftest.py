@@ -23,6 +23,7 @@ TIERS_OF_THEIR_OWN = ("ray", "behaviour")
 """Each starts Ray: one process for all of its tests. Others are dealt out by file."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell `pytest -n 2 --dist loadgroup` what belongs together; no order between tests is changed."""
     for item in items:
