@@ -1,4 +1,4 @@
-"""Where the reference files lie, an S3 server of the tests' own, and which tests run in one process.
+"""Where the reference files lie, and an S3 server of the tests' own.
 
 A test that needs a reference file is skipped where there are none.
 """
@@ -17,18 +17,6 @@ from pefomed_ray.cli.environment import set_defaults
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("PEFOMED_API_KEY", None)
 set_defaults()
-
-
-TIERS_OF_THEIR_OWN = ("ray", "behaviour")
-"""Each starts Ray: one process for all of its tests. Others are dealt out by file."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell `pytest -n 2 --dist loadgroup` what belongs together; no order between tests is changed."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        tier = path.parts[0]
-        item.add_marker(pytest.mark.xdist_group(tier if tier in TIERS_OF_THEIR_OWN else str(path)))
 
 
 def _directory_named_by(variable: str) -> Path:

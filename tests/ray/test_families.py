@@ -13,7 +13,7 @@ from pefomed_ray.training.alone import train_alone
 from pefomed_ray.training.trainer import publish, train
 from tests.tiny_bases import FAMILIES
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 def config(base: Path, shards: Path, output: Path, workers: int) -> TrainConfig:
@@ -33,10 +33,7 @@ def config(base: Path, shards: Path, output: Path, workers: int) -> TrainConfig:
     return build_config(TrainConfig, values, "test")
 
 
-OTHERS = [pytest.param(family, marks=pytest.mark.long) for family in FAMILIES if family != "gemma3"]
-
-
-@pytest.mark.parametrize("family", ["gemma3", *OTHERS])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_two_workers_train_what_one_does(
     family: str, tiny_base: Callable[[str], Path], phantom_shards: Path, tmp_path: Path
 ) -> None:

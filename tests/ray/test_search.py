@@ -63,6 +63,7 @@ def test_a_search_ends_with_a_leaderboard_and_a_bundle_for_every_trial(phantom_s
     assert best.optimizer.learning_rate == result.best.params["optimizer.learning_rate"]
 
 
+@pytest.mark.long
 def test_a_diverged_trial_is_marked_and_never_wins(phantom_shards: Path, tmp_path: Path) -> None:
     space = {"lora.alpha": {"choice": [8, 1e38]}}
     points = [{"lora.alpha": 1e38}, {"lora.alpha": 8}]
