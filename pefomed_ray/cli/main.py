@@ -166,10 +166,10 @@ def train(
     checked = load_config(TrainConfig, config, overrides or [])
     check_run(checked, resume=resume)
     from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.training import resume_advice, watching
+    from pefomed_ray.cli.training import reporting, watching
     from pefomed_ray.training.trainer import train as run
 
-    with resume_advice(output_dir(checked)), cluster(), watching() as watch:
+    with reporting(output_dir(checked)), cluster(), watching() as watch:
         result = run(checked, watch, resume=resume)
     best = result.epochs[result.best_epoch - 1]
     finish(
@@ -178,6 +178,7 @@ def train(
             "metrics": str(result.bundle / "metrics.json"),
             "digest": result.digest,
             "output_dir": str(result.output),
+            "report": str(result.output / "report.html"),
             "best_epoch": result.best_epoch,
             "epochs": len(result.epochs),
             "validation": {name: best[name] for name in ("exact_match", "rougeL", "loss", "n")},

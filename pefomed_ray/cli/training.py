@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pefomed_ray.cli.console import err, percent, say
 from pefomed_ray.training.checkpoint import step_of_newest
+from pefomed_ray.training.report import write_report
 from pefomed_ray.training.trainer import Watch
 
 GIB = 2**30
@@ -72,14 +73,16 @@ def watching() -> Iterator[Watch]:
 
 
 @contextmanager
-def resume_advice(output: Path) -> Iterator[None]:
-    """Say how to go on where the block ends early and a checkpoint is there."""
+def reporting(output: Path) -> Iterator[None]:
+    """Write the run's page when the block ends, and say how to go on where it ends early with a checkpoint there."""
     try:
         yield
     except BaseException:
         if step := step_of_newest(output):
             say(f"stopped after a checkpoint at step {step}; to go on:\n  {resume_command(output)}")
+            write_report(output)
         raise
+    write_report(output)
 
 
 def resume_command(output: Path) -> str:
