@@ -34,15 +34,13 @@ INCHES = (5.2, 2.6)
 def write_report(output: Path) -> Path:
     """Write the page of the run in `output`, finished or not, beside what it is made from."""
     steps = _steps(output / STEPS_FILE)
-    epochs = read_json(output / EPOCHS_FILE) if (output / EPOCHS_FILE).is_file() else {"best": 0, "epochs": []}
+    nothing: dict[str, Any] = {"best": 0, "epochs": []}
+    epochs: dict[str, Any] = read_json(output / EPOCHS_FILE) if (output / EPOCHS_FILE).is_file() else nothing
     ends = [sum(row["steps"] for row in epochs["epochs"][: i + 1]) for i in range(len(epochs["epochs"]))]
     curves = [
-        (
-            title,
-            _curve([row["step"] for row in steps if field in row], [row[field] for row in steps if field in row], unit),
-        )
+        (title, _curve([row["step"] for row in having], [row[field] for row in having], unit))
         for title, (field, unit) in STEP_CURVES.items()
-        if any(field in row for row in steps)
+        if (having := [row for row in steps if field in row])
     ]
     curves += [
         (title, _curve(ends, [row[field] for row in epochs["epochs"]], unit, points=True))

@@ -1,0 +1,22 @@
+"""Lines that a run says."""
+
+from pefomed_ray.cli.training import start_line
+
+
+def test_what_learns_is_one_line_with_modules_and_counts() -> None:
+    learning = {
+        "language_model": "language_model",
+        "modules": 64,
+        "targets": ["q_proj", "v_proj"],
+        "trainable_parameters": 56_627_200,
+        "parameters": 7_800_000_000,
+    }
+    line = (
+        "LoRA on 64 modules of language_model (q_proj, v_proj); 56,627,200 of 7,800,000,000 parameters learn (0.73 %)"
+    )
+    alone = {"strategy": "alone", "fsdp_bytes": 0, "ddp_bytes": 0}
+    assert start_line(learning | {"traffic": alone}) == line
+    two = {"strategy": "ddp", "fsdp_bytes": 57 * 2**30, "ddp_bytes": 2**30}
+    assert start_line(learning | {"traffic": two}) == (
+        f"{line}\nstrategy ddp: a step sends 57.0000 GiB a worker under fsdp, 1.0000 under ddp (57 times fewer)"
+    )
