@@ -103,7 +103,8 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Chec
             if any(moment is None for moment in moments.values()):
                 continue
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(checkpoint.progress.step)),
+                # Steps that were left out moved nothing, so AdamW has not counted them.
+                "step": torch.tensor(float(checkpoint.progress.step - checkpoint.progress.bad_steps)),
                 **{kind: _like(parameter, moment).clone() for kind, moment in moments.items() if moment is not None},
             }
 
