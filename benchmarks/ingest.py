@@ -220,7 +220,7 @@ def ray_data(corpus: Corpus) -> Iterator[Batch]:
     order = TrainingOrder.of(open_index(corpus.shards, "train"), config)
     dataset = training_dataset(order, corpus.settings, data_workers=WORKERS)
     dataset.context.execution_options = execution_options()
-    return micro_batches(dataset.iterator(), order, corpus.settings.open(), features=None)
+    return micro_batches(dataset.iterator(), order, 1, corpus.settings.open(), features=None)
 
 
 def loader(corpus: Corpus, decode: Callable[[bytes, Renderer], Tensor], workers: int) -> DataLoader[Batch]:

@@ -3,6 +3,7 @@
 Values marked *paper* are those of PeFoMed (arXiv 2401.02797, section 4.1 and the published configuration files).
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -163,6 +164,9 @@ class ResourcesConfig(Section):
 
     workers: PositiveInt = 1
     """Ranks of data and FSDP2 parallelism; one needs neither."""
+    min_workers: PositiveInt | None = None
+    """Where nodes come and go: the run starts and goes on with as many workers as there is room for, from this number
+    to `workers`, each time from the newest checkpoint. None: always `workers`."""
     use_gpu: bool = False
     """One GPU a worker; without, `cpus_per_worker`."""
     cpus_per_worker: PositiveFloat = 0.5
@@ -177,7 +181,28 @@ class ResourcesConfig(Section):
     """A worker that waits longer for the others gives up, and all start again from the last checkpoint. Ray's own
     default is 30 minutes."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times that workers are started again after one was lost, before the run stops. Preempted nodes do not count."""
+    """Times that workers are started again after one was lost, before the run stops."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 20
+    """The same for nodes that were taken away with notice. Ray's own default has no end."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """That the run goes on with."""
+        return self.min_workers or self.workers
+
+    @property
+    def lanes(self) -> int:
+        """Slices of each global batch that are dealt out to the workers: equally many to each, whatever their number.
+
+        The least number that all from `fewest_workers` to `workers` divide.
+        """
+        return math.lcm(*range(self.fewest_workers, self.workers + 1))
+
+    @model_validator(mode="after")
+    def _no_more_at_least_than_at_most(self) -> "ResourcesConfig":
+        if self.fewest_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+        return self
 
 
 class TrainConfig(Section):
@@ -204,10 +229,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "TrainConfig":
-        rows = self.resources.workers * self.training.micro_batch_size
+        rows = self.resources.lanes * self.training.micro_batch_size
         if self.training.batch_size % rows:
+            workers = "resources.workers"
+            if self.resources.lanes != self.resources.workers:
+                workers = f"{self.resources.lanes} (what all numbers of resources.workers divide)"
             raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not a multiple of resources.workers x "
+                f"training.batch_size {self.training.batch_size} is not a multiple of {workers} x "
                 f"training.micro_batch_size = {rows}"
             )
         return self

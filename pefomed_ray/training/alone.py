@@ -25,7 +25,7 @@ def train_alone(config: TrainConfig, output: Path, report: Report) -> None:
     def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
         rendered = dataset(config, output)
         rendered.context.execution_options = execution_options()
-        return micro_batches(rendered.iterator(), order, base.renderer, features_of(config))
+        return micro_batches(rendered.iterator(), order, 1, base.renderer, features_of(config))
 
     ranks = Ranks(device=torch.device("cuda" if config.resources.use_gpu else "cpu"))
     while True:

@@ -2,7 +2,7 @@
 
 The order is fixed beforehand (`order`), so the stream is one pass for the whole run: nothing restarts between epochs.
 With `preserve_order`, Ray's splitter hands each next block to the rank that has had the fewest rows; blocks of equal
-size therefore go round robin, which is the order they were planned in.
+size therefore go round robin, which is the order they were planned in, for any number of ranks that divides the lanes.
 
 With a feature cache the rows name their images and each rank reads the features itself: they are larger than pixels
 (2.9 MB an image at the paper's sizes), and mapped into memory they need no copy through Ray's object store.
@@ -142,12 +142,18 @@ def execution_options() -> ray.data.ExecutionOptions:
 
 
 def micro_batches(
-    iterator: ray.data.DataIterator, order: TrainingOrder, renderer: AnyRenderer, features: FeatureCache | None
+    iterator: ray.data.DataIterator,
+    order: TrainingOrder,
+    workers: int,
+    renderer: AnyRenderer,
+    features: FeatureCache | None,
 ) -> Iterator[Batch]:
-    """A rank's micro-batches, rendered rows padded to a batch. Raises DataError where the cache lacks an image."""
-    for table in iterator.iter_batches(
+    """One of `workers` ranks' micro-batches, rendered rows padded to a batch. Raises DataError where the cache lacks an
+    image."""
+    tables = iterator.iter_batches(
         batch_size=order.micro_batch_size, batch_format="pyarrow", prefetch_batches=PREFETCHED_MICRO_BATCHES
-    ):
+    )
+    for table in order.in_turn(iter(tables), workers):
         rows = [_rendered(row, features) for row in table.to_pylist()]
         yield training_batch(rows, renderer.pad_token_id)
 

@@ -1,17 +1,23 @@
 """Which rows each worker's micro-batches hold: fixed by (seed, epoch) and the global batch, whatever the workers.
 
-Step s of an epoch takes the next `batch_size` rows of that epoch's order; the worker of rank r takes the r-th slice of
-each of its micro-batches. The last step of an epoch is filled up with PADDING, so every row comes once an epoch and
-every worker does the same number of steps.
+Step s of an epoch takes the next `batch_size` rows of that epoch's order, as numbered micro-batches. They are dealt
+out to lanes in turn, and the lanes to the workers in turn: as many lanes as workers, or, where their number may change
+while a run goes on, as many as every number of workers divides. The last step of an epoch is filled up with PADDING, so
+every row comes once an epoch and every worker does the same number of steps.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.data.plan import RowIndex, epoch_rows, open_mixture
+
+Item = TypeVar("Item")
 
 PADDING = -1
 BLOCK_ROWS = 64
@@ -25,13 +31,13 @@ def rows_of(config: TrainConfig, split: str) -> RowIndex:
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """The whole run's order, cut into blocks: block j belongs to rank j modulo `workers`."""
+    """The whole run's order, cut into blocks: block j belongs to lane j modulo `lanes`."""
 
     index: RowIndex
     seed: int
     batch_size: int
     micro_batch_size: int
-    workers: int
+    lanes: int
     total_steps: int
     first_step: int = 0
     """Steps before it were taken by a run that was interrupted; blocks begin with this one."""
@@ -46,7 +52,7 @@ class TrainingOrder:
             seed=config.seed,
             batch_size=config.training.batch_size,
             micro_batch_size=config.training.micro_batch_size,
-            workers=config.resources.workers,
+            lanes=config.resources.lanes,
             total_steps=min(total, config.training.max_steps or total),
             first_step=first_step,
         )
@@ -58,31 +64,47 @@ class TrainingOrder:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of one worker in one step (gradient accumulation)."""
-        return self.batch_size // (self.workers * self.micro_batch_size)
+        """Micro-batches of one lane in one step."""
+        return self.batch_size // (self.lanes * self.micro_batch_size)
 
     @property
     def micro_batches_per_block(self) -> int:
-        """Consecutive micro-batches of one worker that are rendered together."""
+        """Consecutive micro-batches of one lane that are rendered together."""
         return max(BLOCK_ROWS // self.micro_batch_size, 1)
 
     @property
     def blocks(self) -> int:
-        """Blocks of all steps from `first_step` on, over all workers."""
+        """Blocks of all steps from `first_step` on, over all lanes."""
         each = (self.total_steps - self.first_step) * self.micro_batches_per_step
-        return -(-each // self.micro_batches_per_block) * self.workers
+        return -(-each // self.micro_batches_per_block) * self.lanes
 
     def block_rows(self, block: int) -> np.ndarray:
         """Rows of a block in order, int64, PADDING where there is none; a multiple of micro_batch_size."""
-        chunk, rank = divmod(block, self.workers)
+        chunk, lane = divmod(block, self.lanes)
         first = self.first_step * self.micro_batches_per_step + chunk * self.micro_batches_per_block
         last = min(first + self.micro_batches_per_block, self.total_steps * self.micro_batches_per_step)
-        return np.concatenate([self._micro_batch(rank, number) for number in range(first, last)])
+        return np.concatenate([self._micro_batch(lane, number) for number in range(first, last)])
 
-    def _micro_batch(self, rank: int, number: int) -> np.ndarray:
+    def numbers(self, rank: int, workers: int) -> list[int]:
+        """Which micro-batches of a global batch a worker takes, in its order; there are batch_size / micro_batch_size,
+        and what a number holds does not depend on the workers."""
+        lanes = range(rank, self.lanes, workers)
+        return [part * self.lanes + lane for part in range(self.micro_batches_per_step) for lane in lanes]
+
+    def in_turn(self, micro_batches: Iterator[Item], workers: int) -> Iterator[Item]:
+        """A worker's micro-batches in the order of `numbers`, from those of its blocks one after the other."""
+        lanes = self.lanes // workers
+        if lanes == 1:  # nothing to wait for
+            yield from micro_batches
+        while blocks := list(islice(micro_batches, lanes * self.micro_batches_per_block)):
+            each = len(blocks) // lanes
+            for number in range(each):
+                yield from blocks[number::each]
+
+    def _micro_batch(self, lane: int, number: int) -> np.ndarray:
         step, part = divmod(number, self.micro_batches_per_step)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        start = step_in_epoch * self.batch_size + (part * self.workers + rank) * self.micro_batch_size
+        start = step_in_epoch * self.batch_size + (part * self.lanes + lane) * self.micro_batch_size
         rows = _order(self.index, self.seed, epoch)[start : start + self.micro_batch_size]
         return np.pad(rows, (0, self.micro_batch_size - len(rows)), constant_values=PADDING)
 

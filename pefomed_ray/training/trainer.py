@@ -66,14 +66,15 @@ def check_resources(config: TrainConfig) -> None:
     have = ray.cluster_resources()
     resources = config.resources
     need = {"CPU": resources.data_workers * DATA_WORKER_CPUS}
+    workers = resources.fewest_workers
     if resources.use_gpu:
-        need["GPU"] = float(resources.workers)
+        need["GPU"] = float(workers)
     else:
-        need["CPU"] += resources.workers * resources.cpus_per_worker
+        need["CPU"] += workers * resources.cpus_per_worker
     for name, amount in need.items():
         if amount > have.get(name, 0.0):
             raise ConfigError(
-                f"the run needs {amount:g} {name} (resources.workers={resources.workers}, "
+                f"the run needs {amount:g} {name} ({workers} workers, "
                 f"resources.data_workers={resources.data_workers}), the cluster has {have.get(name, 0.0):g}"
             )
 
@@ -128,19 +129,24 @@ def dataset(config: TrainConfig, output: Path) -> ray.data.Dataset:
 
 def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:
     resources = config.resources
+    elastic = resources.fewest_workers < resources.workers
     each = None if resources.use_gpu else {"CPU": resources.cpus_per_worker}
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "output": str(output)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.use_gpu, resources_per_worker=each
+            num_workers=(resources.fewest_workers, resources.workers) if elastic else resources.workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker=each,
         ),
         run_config=ray.train.RunConfig(
             # A name of its own each time: what Ray remembers of an earlier try may be torn, and is not needed.
             name=f"ray-{len(list(output.glob('ray-*'))) + 1}",
             storage_path=str(output),
             failure_config=ray.train.FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+                max_failures=resources.max_failures,
+                max_preemption_failures=resources.max_preemptions,
+                controller_failure_limit=resources.max_failures,
             ),
         ),
         torch_config=TorchConfig(timeout_s=int(resources.collective_timeout_s)),

@@ -39,7 +39,9 @@ def train_worker(payload: dict[str, Any]) -> None:
     )
 
     def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
-        return micro_batches(ray.train.get_dataset_shard("train"), order, base.renderer, features_of(config))
+        return micro_batches(
+            ray.train.get_dataset_shard("train"), order, ranks.world_size, base.renderer, features_of(config)
+        )
 
     try:
         run(config, output, stream, ranks, ray.train.report, _Preemption(ranks))
@@ -57,22 +59,21 @@ def train_worker(payload: dict[str, Any]) -> None:
 
 
 class _Preemption:
-    """Whether a node of the run is about to be taken away: True once for each notice, on all ranks at the same step.
+    """Whether a node of the run is about to be taken away: from the notice on True, on all ranks at the same step.
 
-    Ray is asked once a second, when rank 0's clock says so: its answer takes milliseconds, a small step no longer.
+    Steps then go on, each with a checkpoint, until Ray starts the ranks again elsewhere: how long that takes is not
+    known. Ray is asked once a second, when rank 0's clock says so: its answer takes milliseconds, a small step no
+    longer.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._asked = time.monotonic()
-        self._seen: set[str] = set()
+        self._noticed = False
 
     def __call__(self) -> bool:
         due = self._ranks.rank == 0 and time.monotonic() - self._asked > ASK_INTERVAL_S
-        if not self._ranks.sum(float(due)):
-            return False
-        self._asked = time.monotonic()
-        info = ray.train.get_preemption_info()
-        new = set(info.preempted_node_ids) - self._seen if info else set()
-        self._seen |= new
-        return bool(new)
+        if not self._noticed and self._ranks.sum(float(due)):
+            self._asked = time.monotonic()
+            self._noticed = ray.train.get_preemption_info() is not None
+        return self._noticed

@@ -184,3 +184,16 @@ def test_a_trial_is_the_preset_with_its_parameters() -> None:
     config = trial_config(MINIMAL, {"lora.rank": 4, "optimizer.learning_rate": 1e-3}, name="t1")
     assert (config.name, config.lora.rank, config.optimizer.learning_rate) == ("t1", 4, 1e-3)
     assert "lora" not in MINIMAL
+
+
+def test_a_number_of_workers_that_may_change_needs_a_batch_that_all_of_them_share_evenly() -> None:
+    def config(**training: int) -> TrainConfig:
+        return build_config(
+            TrainConfig, MINIMAL | {"training": training, "resources": {"min_workers": 2, "workers": 4}}, "test"
+        )
+
+    assert config(batch_size=24, micro_batch_size=2).resources.lanes == 12
+    with pytest.raises(ConfigError, match=r"batch_size 16 is not a multiple of 12 \(what all numbers .*= 24"):
+        config(batch_size=16, micro_batch_size=2)
+    with pytest.raises(ConfigError, match="min_workers 3 is above workers 2"):
+        build_config(TrainConfig, MINIMAL | {"resources": {"min_workers": 3, "workers": 2}}, "test")

@@ -1,5 +1,6 @@
 """Rows that name their images: what a data worker sends, and what a rank makes of it from the feature cache."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ class Order:
     def block_rows(self, block: int) -> np.ndarray:
         return np.array([2, 0, 1, PADDING])
 
+    def in_turn(self, tables: Iterator[pa.Table], workers: int) -> Iterator[pa.Table]:
+        return tables
+
 
 @pytest.fixture
 def order(monkeypatch: pytest.MonkeyPatch) -> Order:
@@ -62,7 +66,7 @@ def test_features_arrive_with_their_rows_and_nothing_is_decoded(order: Order) ->
     table = RenderBlocks(order, settings)({"item": np.array([0])})
     assert table.column_names == ["id", "prompt", "answer", "weight", "image_sha256"]
     base = open_base("embedded", "short")
-    batches = list(micro_batches(Tables(table), order, base.renderer, Features()))
+    batches = list(micro_batches(Tables(table), order, 1, base.renderer, Features()))
     assert len(batches) == 2
     seen = []
     for batch in batches:

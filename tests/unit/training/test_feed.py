@@ -32,7 +32,7 @@ def answers_are_row_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_block_over_the_end_of_an_epoch_keeps_every_row(workers: int) -> None:
     index = RowIndex("train", (("part-0", 0),), (0, 11), (Part(1, 1.0),))
-    order = TrainingOrder(index, seed=1, batch_size=4, micro_batch_size=2, workers=workers, total_steps=6)
+    order = TrainingOrder(index, seed=1, batch_size=4, micro_batch_size=2, lanes=workers, total_steps=6)
     render = RenderBlocks(order, RenderSettings(str(EMBEDDED_FOLDER), "short", max_answer_tokens=8))
     seen: list[int] = []
     for block in range(order.blocks):

@@ -15,11 +15,11 @@ def order(workers: int, micro: int, batch: int = 16, steps: int = 14, seed: int 
 
 def steps_of(plan: TrainingOrder) -> list[list[int]]:
     """The rows of each global step, read the way the ranks read their blocks."""
-    streams: list[list[np.ndarray]] = [[] for _ in range(plan.workers)]
+    streams: list[list[np.ndarray]] = [[] for _ in range(plan.lanes)]
     for block in range(plan.blocks):
         rows = plan.block_rows(block)
         assert len(rows) % plan.micro_batch_size == 0
-        streams[block % plan.workers] += list(rows.reshape(-1, plan.micro_batch_size))
+        streams[block % plan.lanes] += list(rows.reshape(-1, plan.micro_batch_size))
     each = plan.micro_batches_per_step
     return [
         sorted(
@@ -63,7 +63,7 @@ def test_an_order_that_begins_later_is_the_rest_of_the_whole_one(workers: int, f
     def micro_batches(first: int) -> list[list[list[int]]]:
         """By rank, in order."""
         order = TrainingOrder(
-            INDEX, 3, batch_size=8, micro_batch_size=2, workers=workers, total_steps=15, first_step=first
+            INDEX, 3, batch_size=8, micro_batch_size=2, lanes=workers, total_steps=15, first_step=first
         )
         ranks: list[list[list[int]]] = [[] for _ in range(workers)]
         for block in range(order.blocks):
@@ -74,3 +74,29 @@ def test_an_order_that_begins_later_is_the_rest_of_the_whole_one(workers: int, f
     skipped = first_step * 8 // (2 * workers)
     assert micro_batches(first_step) == [rank[skipped:] for rank in micro_batches(0)]
     assert micro_batches(first_step) != micro_batches(0)
+
+
+@pytest.mark.parametrize("first_step", [0, 3])
+@pytest.mark.parametrize("lanes", [2, 6, 12])
+def test_any_number_of_workers_that_divides_the_lanes_takes_the_same_steps(lanes: int, first_step: int) -> None:
+    """Blocks dealt out round robin, read lane by lane, and taken in turn: as many numbered micro-batches each step."""
+    plan = TrainingOrder(INDEX, 3, batch_size=24, micro_batch_size=2, lanes=lanes, total_steps=9, first_step=first_step)
+    expected = {(step, number): rows for step in range(first_step, 9) for number, rows in whole_step(step).items()}
+    for workers in [count for count in (1, 2, 3, 4) if lanes % count == 0]:
+        seen: dict[tuple[int, int], list[int]] = {}
+        for rank in range(workers):
+            blocks = [plan.block_rows(block).reshape(-1, 2).tolist() for block in range(rank, plan.blocks, workers)]
+            mine = plan.in_turn(iter([micro for block in blocks for micro in block]), workers)
+            numbers = plan.numbers(rank, workers)
+            assert len(numbers) == 12 // workers
+            for step in range(first_step, 9):
+                seen |= {(step, number): next(mine) for number in numbers}
+            assert list(mine) == []
+        assert seen == expected
+
+
+def whole_step(step: int) -> dict[int, list[int]]:
+    """The micro-batches of a global batch of 24 rows by their numbers, as one worker with one lane takes them."""
+    plan = TrainingOrder(INDEX, 3, batch_size=24, micro_batch_size=2, lanes=1, total_steps=9)
+    micro_batches = [m for block in range(plan.blocks) for m in plan.block_rows(block).reshape(-1, 2).tolist()]
+    return dict(enumerate(micro_batches[step * 12 : (step + 1) * 12]))
