@@ -38,6 +38,19 @@ class Base:
         return layers
 
     @property
+    def tower_blocks(self) -> list[nn.Module]:
+        """The vision tower's: the longest list of modules in it that is not the projector's. Empty where it has none,
+        or is gone because a feature cache stands in for it."""
+        lists = [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList)
+            and f"{name}.".startswith(_within(self.family.vision))
+            and not f"{name}.".startswith(_within(self.family.projector))
+        ]
+        return list(max(lists, key=len, default=[]))
+
+    @property
     def context_tokens(self) -> int:
         """The longest text that the language model takes, prompt, images and answer together."""
         text_config: Any = self.model.config.get_text_config()
@@ -59,3 +72,7 @@ def open_base(path: str, template: str, precision: Precision = FLOAT32, device: 
     # Models bring their own taste in sampling (Qwen2.5-VL: a repetition penalty); here greedy means greedy.
     model.generation_config = GenerationConfig()
     return Base(folder, model.to(device).eval(), renderer, family)
+
+
+def _within(modules: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in modules)

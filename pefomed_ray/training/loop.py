@@ -77,7 +77,9 @@ def run(
     learning = what_learns(base)
     if config.data.feature_cache is not None:
         del base.model.vision_tower  # a `pefomed` base, as check_features says; it would only take memory
-    traffic = ranks.distribute(base)
+    traffic = ranks.distribute(
+        base, config.training.batch_size // (ranks.world_size * config.training.micro_batch_size)
+    )
     if ranks.rank == 0:
         write_json(output / START_FILE, learning | {"traffic": asdict(traffic)})
     optimizer = build_optimizer(base.model, config.optimizer, config.lora.loraplus_lr_ratio)
@@ -159,6 +161,7 @@ def _step(
             world_size=ranks.world_size,
             sum_over_ranks=ranks.sum,
             average_gradients=ranks.average_gradients,
+            sync_gradients=ranks.sync_gradients,
         )
     except DivergedError as error:
         progress.bad_steps += 1

@@ -7,7 +7,7 @@ Letters: B rows, T tokens.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,6 +22,12 @@ SumOverRanks = Callable[[float], float]
 AverageGradients = Callable[[Sequence[nn.Parameter]], None]
 
 
+class SyncGradients(Protocol):
+    """Called before each backward pass, with whether it is the last of its step."""
+
+    def __call__(self, model: nn.Module, *, last: bool) -> None: ...
+
+
 def alone(value: float) -> float:
     """The sum over ranks of a process on its own."""
     return value
@@ -29,6 +35,10 @@ def alone(value: float) -> float:
 
 def averaged_already(parameters: Sequence[nn.Parameter]) -> None:
     """A process on its own has nothing to average, and FSDP2 does it in the backward pass."""
+
+
+def nothing_to_sync(model: nn.Module, *, last: bool) -> None:
+    """A process on its own sends nothing, and data parallelism only after the last backward pass."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ def train_step(
     world_size: int = 1,
     sum_over_ranks: SumOverRanks = alone,
     average_gradients: AverageGradients = averaged_already,
+    sync_gradients: SyncGradients = nothing_to_sync,
 ) -> Step:
     """Accumulate the micro-batches' gradients and take one step.
 
@@ -104,8 +115,9 @@ def train_step(
     tokens = sum_over_ranks(float(sum(count_answer_tokens(batch) for batch in micro_batches)))
     loss = 0.0
     suspects: list[str] = []
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches):
         part, _ = answer_loss(model, renderer.inputs(batch), batch.labels_BT, tokens / world_size)
+        sync_gradients(model, last=number == len(micro_batches) - 1)
         part.backward()
         loss += float(part.detach()) / world_size
         if not math.isfinite(float(part.detach())):

@@ -35,7 +35,11 @@ def train_worker(payload: dict[str, Any]) -> None:
     config = that_fits(config, output)
     context = ray.train.get_context()
     ranks = Ranks(
-        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), config.resources.strategy
+        context.get_world_rank(),
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+        config.resources.strategy,
+        getattr(torch, config.resources.reduce_dtype),
     )
 
     def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
