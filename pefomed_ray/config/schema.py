@@ -207,6 +207,17 @@ class ResourcesConfig(Section):
         return self
 
 
+def _trackers(value: Any) -> Any:
+    if value is None:  # as YAML's null
+        return ()
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    if not isinstance(value, list | tuple):
+        return value
+    # TensorBoard's events are always written.
+    return tuple(name for i, name in enumerate(value) if name not in ("none", "tensorboard", *value[:i]))
+
+
 class TrainConfig(Section):
     """One training run: `pefomed-ray train CONFIG.yaml`."""
 
@@ -220,6 +231,9 @@ class TrainConfig(Section):
     """Wording of prompts, by name; the embedded base was trained with `short`."""
     init_from: str | None = None
     """An adapter bundle whose weights the run starts from: stage 2 from stage 1."""
+    report_to: Annotated[tuple[Literal["mlflow", "wandb"], ...], BeforeValidator(_trackers)] = ()
+    """Trackers that get the run's numbers and config beside TensorBoard's events, which are always written; a name,
+    several with commas between, or a list. Where they are and who may write there, the environment says."""
     base: BaseModelConfig = BaseModelConfig()
     lora: LoraConfig = LoraConfig()
     projector: ProjectorConfig = ProjectorConfig()

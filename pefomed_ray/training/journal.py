@@ -1,5 +1,7 @@
 """What a run writes about itself as it goes: a line a step, the epochs, TensorBoard's events. Rank 0 alone keeps it.
 
+The numbers of TensorBoard's events are told to the trackers of `report_to` too (`trackers`).
+
 <output_dir>/steps.jsonl     {"step", "loss", "grad_norm", "learning_rate", "answer_tokens", "step_s", ...}
 <output_dir>/epochs.json     {"best": number from 1, "epochs": [...]}
 <output_dir>/tensorboard/    the same for `tensorboard --logdir`
@@ -15,6 +17,7 @@ from tensorboardX import SummaryWriter
 from pefomed_ray.artifacts.storage import write_bytes, write_json
 from pefomed_ray.training.checkpoint import Progress
 from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.trackers import Trackers
 
 STEPS_FILE = "steps.jsonl"
 EPOCHS_FILE = "epochs.json"
@@ -24,9 +27,10 @@ NOT_PLOTTED = frozenset({"n", "trainable_parameters", "parameters", "steps", "an
 class Journal:
     """Opened at the step where a run begins or goes on: what was written of later steps is taken back."""
 
-    def __init__(self, output: Path, order: TrainingOrder, progress: Progress) -> None:
+    def __init__(self, output: Path, order: TrainingOrder, progress: Progress, trackers: Trackers) -> None:
         self._output = output
         self._order = order
+        self._trackers = trackers
         write_bytes(output / STEPS_FILE, b"".join(_lines_until(output / STEPS_FILE, progress.step)))
         self._steps = open(output / STEPS_FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._events = SummaryWriter(str(output / "tensorboard"), purge_step=progress.step + 1)
@@ -49,14 +53,18 @@ class Journal:
         self._events.flush()
 
     def close(self) -> None:
-        """Everything is on disk."""
+        """The run has ended, and everything is on disk."""
         self._steps.close()
         self._events.close()
+        self._trackers.close()
 
     def _plot(self, group: str, step: int, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if isinstance(value, int | float) and name not in NOT_PLOTTED:
-                self._events.add_scalar(f"{group}/{name}", value, step)
+        numbers = {
+            name: value for name, value in row.items() if isinstance(value, int | float) and name not in NOT_PLOTTED
+        }
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{group}/{name}", value, step)
+        self._trackers.log(group, step, numbers)
 
 
 def _lines_until(path: Path, step: int) -> list[bytes]:

@@ -27,6 +27,7 @@ from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_features
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
+from pefomed_ray.training.trackers import Trackers
 from pefomed_ray.training.validation import ValidationSet
 
 START_FILE = "start.json"
@@ -89,7 +90,7 @@ def run(
         restore(base.model, optimizer, found)
         progress = found.progress
     order = TrainingOrder.of(index, config, progress.step)
-    journal = Journal(output, order, progress) if ranks.rank == 0 else None
+    journal = Journal(output, order, progress, Trackers(config, output)) if ranks.rank == 0 else None
     batches = stream(order, base)
     base.model.train()
     clock, steps_here = _Clock(), 0
@@ -125,7 +126,8 @@ def run(
 
 def run_identity(config: TrainConfig, base: Base) -> dict[str, Any]:
     """What must not change when a run goes on: everything that its steps follow from, whatever they run on."""
-    values = config.model_dump(mode="json", exclude={"name", "output_dir", "resources", "data", "validation", "base"})
+    apart = {"name", "output_dir", "report_to", "resources", "data", "validation", "base"}
+    values = config.model_dump(mode="json", exclude=apart)
     for name in ("micro_batch_size", "checkpoint_steps", "max_bad_steps", "gradient_checkpointing"):
         del values["training"][name]
     return values | {

@@ -1,6 +1,7 @@
 """What can be wrong with a run before Ray starts; answers in a second, so nothing here imports torch or Ray."""
 
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 from pefomed_ray.artifacts.base import EMBEDDED, base_folder, check_lora_targets, check_not_quantised, family_of
@@ -41,8 +42,10 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def check_run(config: TrainConfig, *, resume: bool = False) -> None:
-    """Raise ConfigError for a missing base, template, target module, taken output or a stale feature cache, DataError
-    for shards that are not there or hold no training or validation rows and for a cache that lacks some image."""
+    """Raise ConfigError for a missing base, template, target module, tracker, taken output or a stale feature cache,
+    DataError for shards that are not there or hold no training or validation rows and for a cache that lacks some
+    image."""
+    check_trackers(config)
     base = base_folder(config.base.path)
     check_not_quantised(base)
     template_for(config.template, family_of(base))
@@ -53,6 +56,14 @@ def check_run(config: TrainConfig, *, resume: bool = False) -> None:
     if not resume:
         check_output_is_free(output_dir(config))
     check_features(config, base)
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raise ConfigError where a tracker of `report_to` is not installed."""
+    if missing := [name for name in config.report_to if find_spec(name) is None]:
+        raise ConfigError(
+            f"report_to: {', '.join(missing)} is not installed; `pip install 'pefomed-ray[trackers]'`, or leave it out"
+        )
 
 
 def check_shards(config: TrainConfig) -> None:

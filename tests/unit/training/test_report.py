@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.training.checkpoint import Progress
 from pefomed_ray.training.journal import Journal
 from pefomed_ray.training.report import write_report
+from pefomed_ray.training.trackers import Trackers
 
 
 class Order:
@@ -33,7 +35,8 @@ EPOCH = {
 
 
 def journal(output: Path, progress: Progress) -> Journal:
-    return Journal(output, Order(), progress)  # type: ignore[arg-type]
+    config = build_config(TrainConfig, {"name": "a", "task": "vqa", "data": {"shards": "x"}}, "test")
+    return Journal(output, Order(), progress, Trackers(config, output))  # type: ignore[arg-type]
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
