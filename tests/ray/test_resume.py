@@ -4,8 +4,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from pefomed_ray.config import TrainConfig, build_config
+from pefomed_ray.errors import PefomedError
+from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.journal import STEPS_FILE
 from pefomed_ray.training.trainer import TrainResult, train
 
@@ -22,16 +25,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 WAIT_S = 120
 TIMEOUT_S = 20
+STEPS = 12
+"""Three epochs of 27 rows, eight a step."""
 
 
-def config(shards: Path, output: Path, workers: int, dropout: float = 0.1, max_failures: int = 3) -> TrainConfig:
+def config(shards: Path, output: Path, workers: int, max_failures: int = 3) -> TrainConfig:
     values: dict[str, Any] = {
         "name": "resume",
         "task": "vqa",
         "template": "short",
         "output_dir": str(output),
         "data": {"shards": str(shards)},
-        "lora": {"rank": 4, "alpha": 8, "dropout": dropout, "target_modules": ["q_proj", "v_proj"]},
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"epochs": 3, "batch_size": 8, "micro_batch_size": 2, "checkpoint_steps": 3},
         "validation": {"rows": 4, "max_new_tokens": 2},
@@ -45,10 +50,10 @@ def config(shards: Path, output: Path, workers: int, dropout: float = 0.1, max_f
     return build_config(TrainConfig, values, "test")
 
 
-def weights(result: TrainResult) -> torch.Tensor:
-    files = ("adapter_model.safetensors", "projector.safetensors")
-    tensors = [tensor for name in files for _, tensor in sorted(load_file(result.bundle / name).items())]
-    return torch.cat([tensor.flatten() for tensor in tensors])
+def last_state(result: TrainResult) -> torch.Tensor:
+    """Trained weights and AdamW's moments after the last step, whichever epoch was the best."""
+    tensors = load_file(result.output / f"checkpoints/{STEPS:08d}/state.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
 @pytest.fixture(scope="module")
@@ -68,42 +73,90 @@ def processes(what: str) -> list[psutil.Process]:
     return found
 
 
+def ranks(but: set[int]) -> list[psutil.Process]:
+    """Training workers, without those that were met before."""
+    return [process for process in processes("RayTrainWorker") if process.pid not in but]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A rank that was sent a signal."""
+
+    step: int
+    """Lines of the journal at that time."""
+    checkpoint: int
+    """Step of the newest checkpoint."""
+    at: float
+    """Monotonic seconds."""
+    other: psutil.Process
+    """A rank that was left alone."""
+
+
 @contextmanager
-def killing_at(output: Path, step: int, kill: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `kill` once the journal holds the step; yields a list that then holds it."""
-    killed: list[int] = []
+def hitting(output: Path, steps: list[int], workers: int, number: signal.Signals) -> Iterator[list[Hit]]:
+    """Send the signal to the last rank at each of these steps, once the ranks that were started anew are there."""
+    hits: list[Hit] = []
+    met: set[int] = set()
 
     def watch() -> None:
-        deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + WAIT_S * len(steps)
+        while len(hits) < len(steps) and time.monotonic() < deadline:
             path = output / STEPS_FILE
-            if path.is_file() and len(path.read_bytes().splitlines()) >= step:
-                kill()
-                killed.append(step)
-                return
+            done = len(path.read_bytes().splitlines()) if path.is_file() else 0
+            if done >= steps[len(hits)] and len(found := ranks(met)) == workers:
+                os.kill(found[-1].pid, number)
+                hits.append(Hit(done, step_of_newest(output), time.monotonic(), found[0]))
+                met.update(process.pid for process in found)
             time.sleep(0.002)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    yield killed
+    yield hits
     watcher.join(WAIT_S)
 
 
-def signal_a_rank(number: signal.Signals) -> None:
-    ranks = processes("RayTrainWorker")
-    assert len(ranks) == 2
-    os.kill(ranks[1].pid, number)
-
-
-def kill_a_rank() -> None:
-    signal_a_rank(signal.SIGKILL)
-
-
-@pytest.mark.parametrize("step", [4])
-def test_a_killed_rank(step: int, unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_again_and_again(unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
+    """After the first step, between two checkpoints, and before the last step."""
     output = tmp_path / "run"
-    with killing_at(output, step, kill_a_rank) as killed:
+    with hitting(output, [1, 5, 11], 2, signal.SIGKILL) as hits:
         result = train(config(phantom_shards, output, workers=2))
-    assert killed == [step]
-    assert torch.equal(weights(result), weights(unbroken))
+    assert len(hits) == 3
+    assert all(0 <= hit.step - hit.checkpoint <= 3 for hit in hits)  # the interval between checkpoints
+    assert torch.equal(last_state(result), last_state(unbroken))
     assert [row["train_loss"] for row in result.epochs] == [row["train_loss"] for row in unbroken.epochs]
+
+
+def test_a_rank_that_hangs(unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
+    """The other one waits for it no longer than it may, and both start again."""
+    output = tmp_path / "run"
+    noticed_after: list[float] = []
+
+    def notice() -> None:
+        while not hits:
+            time.sleep(0.05)
+        hits[0].other.wait(WAIT_S)
+        noticed_after.append(time.monotonic() - hits[0].at)
+
+    with hitting(output, [5], 2, signal.SIGSTOP) as hits:
+        noticing = threading.Thread(target=notice, daemon=True)
+        noticing.start()
+        result = train(config(phantom_shards, output, workers=2))
+    noticing.join(WAIT_S)
+    assert TIMEOUT_S / 2 < noticed_after[0] < TIMEOUT_S + 10
+    assert torch.equal(last_state(result), last_state(unbroken))
+
+
+def test_two_workers_go_on_as_one_and_one_as_two(unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
+    for first, then in ((2, 1), (1, 2)):
+        output = tmp_path / f"{first}-{then}"
+        with (
+            hitting(output, [5], first, signal.SIGKILL) as hits,
+            pytest.raises(PefomedError, match=r"more often than resources\.max_failures=0"),
+        ):
+            train(config(phantom_shards, output, first, max_failures=0))
+        assert hits
+        assert not (output / "bundle").exists()
+        result = train(config(phantom_shards, output, then, max_failures=0), resume=True)
+        assert (last_state(result) - last_state(unbroken)).abs().max() < 1e-5
+        for ours, theirs in zip(result.epochs, unbroken.epochs, strict=True):
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)

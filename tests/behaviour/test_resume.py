@@ -1,0 +1,86 @@
+"""`train` killed outright, and gone on with by the command that it would have printed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+WAIT_S = 300
+CONFIG = """
+name: killed
+task: vqa
+template: short
+data: {{shards: {shards}}}
+lora: {{rank: 4, alpha: 8, dropout: 0.1}}
+optimizer: {{learning_rate: 1.0e-3}}
+training: {{epochs: 3, batch_size: 8, micro_batch_size: 4, checkpoint_steps: 2}}
+validation: {{rows: 4, max_new_tokens: 2}}
+"""
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pefomed_ray", "train", *words, "--json"]
+
+
+def last_state(output: Path) -> torch.Tensor:
+    """Trained weights and AdamW's moments after the last of twelve steps."""
+    tensors = load_file(output / "checkpoints/00000012/state.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    code = (
+        "import sys; from pefomed_ray.data.phantom import write_slake; from pathlib import Path; "
+        "write_slake(Path(sys.argv[1]), images=13, questions_per_image=3, seed=5, splits=(9, 2, 2))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder / "corpus")], check=True, timeout=WAIT_S)
+    prepare = [sys.executable, "-m", "pefomed_ray", "data", "prepare", str(folder / "corpus"), str(folder / "shards")]
+    subprocess.run(prepare, check=True, timeout=WAIT_S, capture_output=True)
+    (folder / "preset.yaml").write_text(CONFIG.format(shards=folder / "shards"))
+    return folder / "preset.yaml"
+
+
+def test_a_driver_killed_outright(preset: Path, tmp_path: Path) -> None:
+    whole = subprocess.run(
+        command(str(preset), f"output_dir={tmp_path / 'whole'}"),
+        check=True, timeout=WAIT_S, capture_output=True, text=True,
+    )  # fmt: skip
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(str(preset), f"output_dir={output}"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + WAIT_S
+    steps = output / "steps.jsonl"
+    while time.monotonic() < deadline and not (steps.is_file() and len(steps.read_bytes().splitlines()) >= 6):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)  # the driver and the Ray it started
+    process.wait(timeout=30)
+    assert not (output / "bundle").exists()
+    for snapshot in output.rglob("*snapshot*.json"):
+        snapshot.write_bytes(snapshot.read_bytes()[:20])  # what Ray remembers is torn, and of no use anyway
+    refused = subprocess.run(
+        command(str(output / "run.yaml")), timeout=WAIT_S, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2  # the folder is taken
+    again = subprocess.run(
+        command(str(output / "run.yaml"), "--resume"), check=True, timeout=WAIT_S, capture_output=True, text=True
+    )
+    found = json.loads(again.stdout.splitlines()[-1])
+    assert torch.equal(last_state(output), last_state(tmp_path / "whole"))
+    assert found["epochs"] == json.loads(whole.stdout.splitlines()[-1])["epochs"] == 3
+    assert Path(found["report"]).is_file()
