@@ -52,7 +52,18 @@ def epoch_line(epoch: int, row: dict[str, Any]) -> str:
     )
 
 
-LINES = Watch(start=lambda start: say(start_line(start)), epoch=lambda epoch, row: say(epoch_line(epoch, row)))
+def resumed_lines(start: dict[str, Any]) -> list[str]:
+    """Where a run goes on, and what it could not use; nothing for one that begins."""
+    lines = [f"passed over a damaged checkpoint: {what}" for what in start["passed_over"]]
+    return lines + ([f"going on after step {start['step']}"] if start["step"] else [])
+
+
+def _begun(start: dict[str, Any]) -> None:
+    for line in (start_line(start), *resumed_lines(start)):
+        say(line)
+
+
+LINES = Watch(start=_begun, epoch=lambda epoch, row: say(epoch_line(epoch, row)))
 """No more than lines; what a terminal that nobody watches gets."""
 
 

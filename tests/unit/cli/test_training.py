@@ -1,6 +1,6 @@
 """Lines that a run says."""
 
-from pefomed_ray.cli.training import start_line
+from pefomed_ray.cli.training import resumed_lines, start_line
 
 
 def test_what_learns_is_one_line_with_modules_and_counts() -> None:
@@ -20,3 +20,11 @@ def test_what_learns_is_one_line_with_modules_and_counts() -> None:
     assert start_line(learning | {"traffic": two}) == (
         f"{line}\nstrategy ddp: a step sends 57.0000 GiB a worker under fsdp, 1.0000 under ddp (57 times fewer)"
     )
+
+
+def test_where_a_run_goes_on_and_what_it_passed_over() -> None:
+    assert resumed_lines({"step": 0, "passed_over": []}) == []
+    assert resumed_lines({"step": 3, "passed_over": ["00000006 (state.safetensors does not match its sha256)"]}) == [
+        "passed over a damaged checkpoint: 00000006 (state.safetensors does not match its sha256)",
+        "going on after step 3",
+    ]
