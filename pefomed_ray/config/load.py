@@ -32,6 +32,7 @@ ALIASES = {
     "num_train_epochs": "training.epochs",
     "num_epochs": "training.epochs",
     "max_steps": "training.max_steps",
+    "group_by_length": "training.group_by_length",
     "per_device_train_batch_size": "training.micro_batch_size",
     "micro_batch_size": "training.micro_batch_size",
     "dataset": "data.shards",

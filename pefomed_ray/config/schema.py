@@ -138,6 +138,9 @@ class TrainingConfig(Section):
     micro_batch_size: PositiveInt = 8
     """Rows a forward pass of one worker. batch_size must be a multiple of workers x micro_batch_size. Halved, with as
     many more passes, where it does not fit into memory."""
+    group_by_length: bool = False
+    """Let a step's rows have texts of like length, so that less padding is computed. Rows still come in random order,
+    but a step sees short texts or long ones, and of a mixture perhaps one corpus."""
     gradient_checkpointing: bool = False
     """Recompute the language model's layers in the backward pass: about a third more time for far less memory."""
     checkpoint_steps: PositiveInt = 100

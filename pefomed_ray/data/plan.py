@@ -12,11 +12,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pefomed_ray.artifacts.folders import Folder, open_folder
@@ -116,18 +118,24 @@ def epoch_rows(index: RowIndex, seed: int, epoch: int) -> np.ndarray:
 
     Of one corpus each row comes once. Of a mixture each part has its share of every epoch, evenly spread at random.
     """
+    return epoch_windows(index, seed, epoch)[0]
+
+
+def epoch_windows(index: RowIndex, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """`epoch_rows`, and where a window begins, of any part: bool of the same shape.
+
+    Rows may change places between one beginning and the next, and a reader still keeps no more row groups in memory.
+    """
     if len(index.parts) == 1:
-        return epoch_order(index.sizes, seed, epoch)
+        return _joined(_windows(index.sizes, np.random.default_rng([seed, epoch]), WINDOW_GROUPS))
     window_groups = max(WINDOW_GROUPS // len(index.parts), 1)
     counts = _apportion(index.rows, [part.weight for part in index.parts])
-    dealt = []
-    for number, (sizes, first_row) in enumerate(_part_sizes(index)):
-        dealt.append(first_row + _deal(sizes, counts[number], seed, epoch, number, window_groups))
     turns = np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(counts)), counts))
-    rows = np.empty(index.rows, dtype=np.int64)
-    for number, mine in enumerate(dealt):
-        rows[turns == number] = mine
-    return rows
+    rows, begins = np.empty(index.rows, dtype=np.int64), np.empty(index.rows, dtype=bool)
+    for number, (sizes, first_row) in enumerate(_part_sizes(index)):
+        mine, begins[turns == number] = _deal(sizes, counts[number], seed, epoch, number, window_groups)
+        rows[turns == number] = first_row + mine
+    return rows, begins
 
 
 def first_rows(index: RowIndex, count: int) -> np.ndarray:
@@ -146,17 +154,26 @@ def epoch_order(sizes: np.ndarray, seed: int, epoch: int, window_groups: int = W
     `sizes` are the rows of each row group, int64 of shape (groups,). Each run of `window_groups` shuffled row groups
     fills one contiguous stretch of the order; `read_rows` keeps as many in memory as the default.
     """
-    return _shuffled(np.asarray(sizes, dtype=np.int64), np.random.default_rng([seed, epoch]), window_groups)
+    return _joined(_windows(np.asarray(sizes, dtype=np.int64), np.random.default_rng([seed, epoch]), window_groups))[0]
 
 
-def _shuffled(sizes: np.ndarray, generator: np.random.Generator, window_groups: int) -> np.ndarray:
+def _windows(sizes: np.ndarray, generator: np.random.Generator, window_groups: int) -> list[np.ndarray]:
+    """The rows of each window, shuffled."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
     groups = generator.permutation(len(sizes))
-    windows = [np.empty(0, dtype=np.int64)]
+    windows = []
     for first in range(0, len(groups), window_groups):
         rows = [np.arange(starts[group], starts[group + 1]) for group in groups[first : first + window_groups]]
         windows.append(generator.permutation(np.concatenate(rows)))
-    return np.concatenate(windows)
+    return windows
+
+
+def _joined(windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Windows one after the other, and where each begins."""
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *windows])
+    begins = np.zeros(len(rows), dtype=bool)
+    begins[np.cumsum([0, *(len(window) for window in windows)])[:-1]] = True
+    return rows, begins
 
 
 def _part_sizes(index: RowIndex) -> Iterator[tuple[np.ndarray, int]]:
@@ -167,17 +184,19 @@ def _part_sizes(index: RowIndex) -> Iterator[tuple[np.ndarray, int]]:
         group += part.row_groups
 
 
-def _deal(sizes: np.ndarray, count: int, seed: int, epoch: int, part: int, window_groups: int) -> np.ndarray:
-    """The rows that a part gives to an epoch: the next `count` of its shuffles, one after the other."""
+def _deal(
+    sizes: np.ndarray, count: int, seed: int, epoch: int, part: int, window_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a part gives to an epoch, the next `count` of its shuffles, one after the other; where a window of
+    them begins."""
     rows = int(sizes.sum())
     start, end = epoch * count, (epoch + 1) * count
-    shuffles = [
-        _shuffled(sizes, np.random.default_rng([seed, number, part]), window_groups)
-        for number in range(start // rows, -(-end // rows))
-    ]
-    if not shuffles:
-        return np.empty(0, dtype=np.int64)
-    return np.concatenate(shuffles)[start % rows :][:count]
+    windows: list[np.ndarray] = []
+    for number in range(start // rows, -(-end // rows)):
+        windows += _windows(sizes, np.random.default_rng([seed, number, part]), window_groups)
+    dealt, begins = (joined[start % rows :][:count] for joined in _joined(windows))
+    begins[:1] = True  # the epoch begins
+    return dealt, begins
 
 
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
@@ -187,6 +206,17 @@ def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     for number in np.argsort(counts - shares, kind="stable")[: total - int(counts.sum())]:
         counts[number] += 1
     return [int(count) for count in counts]
+
+
+def text_lengths(index: RowIndex) -> np.ndarray:
+    """UTF-8 bytes of question and answer of every row, int32 of shape (index.rows,). Reads those two columns alone."""
+    lengths = [np.empty(0, dtype=np.int32)]
+    for path, row_groups in groupby(index.row_groups, key=lambda row_group: row_group[0]):
+        folder, name = path.rsplit("/", 1)
+        with open_folder(folder).open(name) as opened, pq.ParquetFile(opened) as file:
+            texts = file.read_row_groups([number for _, number in row_groups], columns=["question", "answer"])
+        lengths.append(pc.add(*(pc.binary_length(texts[column]) for column in texts.column_names)).to_numpy())
+    return np.concatenate(lengths)
 
 
 def read_rows(index: RowIndex, rows: np.ndarray) -> list[dict[str, Any]]:

@@ -4,24 +4,29 @@ Step s of an epoch takes the next `batch_size` rows of that epoch's order, as nu
 out to lanes in turn, and the lanes to the workers in turn: as many lanes as workers, or, where their number may change
 while a run goes on, as many as every number of workers divides. The last step of an epoch is filled up with PADDING, so
 every row comes once an epoch and every worker does the same number of steps.
+
+Where rows are grouped by length, those of each stretch of the epoch are sorted by length, cut into global batches, and
+shuffled as whole batches, before all this.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import numpy as np
 
 from pefomed_ray.config import TrainConfig
-from pefomed_ray.data.plan import RowIndex, epoch_rows, open_mixture
+from pefomed_ray.data.plan import RowIndex, epoch_rows, epoch_windows, open_mixture, text_lengths
 
 Item = TypeVar("Item")
 
 PADDING = -1
 BLOCK_ROWS = 64
 """Rows a data worker renders at once, about: enough to hide the cost of scheduling it."""
+GROUPING = 1 << 32
+"""Sets the draws of `group_by_length` apart from those of the parts of a mixture, which are numbered from 0."""
 
 
 def rows_of(config: TrainConfig, split: str) -> RowIndex:
@@ -41,6 +46,8 @@ class TrainingOrder:
     total_steps: int
     first_step: int = 0
     """Steps before it were taken by a run that was interrupted; blocks begin with this one."""
+    group_by_length: bool = False
+    """Whoever asks for rows then reads the lengths of all texts first, once in a process."""
 
     @classmethod
     def of(cls, index: RowIndex, config: TrainConfig, first_step: int = 0) -> "TrainingOrder":
@@ -55,6 +62,7 @@ class TrainingOrder:
             lanes=config.resources.lanes,
             total_steps=min(total, config.training.max_steps or total),
             first_step=first_step,
+            group_by_length=config.training.group_by_length,
         )
 
     @property
@@ -105,10 +113,41 @@ class TrainingOrder:
         step, part = divmod(number, self.micro_batches_per_step)
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.batch_size + (part * self.lanes + lane) * self.micro_batch_size
-        rows = _order(self.index, self.seed, epoch)[start : start + self.micro_batch_size]
+        grouped = self.batch_size if self.group_by_length else None
+        rows = _order(self.index, self.seed, epoch, grouped)[start : start + self.micro_batch_size]
         return np.pad(rows, (0, self.micro_batch_size - len(rows)), constant_values=PADDING)
 
 
 @lru_cache(maxsize=2)
-def _order(index: RowIndex, seed: int, epoch: int) -> np.ndarray:
-    return epoch_rows(index, seed, epoch)
+def _order(index: RowIndex, seed: int, epoch: int, grouped: int | None) -> np.ndarray:
+    """`grouped`: rows of a global batch, where it is to hold texts of like length."""
+    if grouped is None:
+        return epoch_rows(index, seed, epoch)
+    rows, begins = epoch_windows(index, seed, epoch)
+    return group_by_length(rows, begins, _lengths(index), grouped, np.random.default_rng([seed, epoch, GROUPING]))
+
+
+@lru_cache(maxsize=1)
+def _lengths(index: RowIndex) -> np.ndarray:
+    return text_lengths(index)
+
+
+def group_by_length(
+    rows: np.ndarray, begins: np.ndarray, lengths: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """An epoch's rows in another order, in which those of a global batch have texts of like length, the shortest first.
+
+    `rows` and `begins` are those of `epoch_windows`, `lengths` those of `text_lengths`. Rows move inside a stretch,
+    which is the batches that lie whole in one window (64 of 16 rows, where row groups are full): so no row group is
+    read more often. A batch that lies in two windows stays as it is, and the short one at the end stays there.
+    """
+    ends = np.append(np.flatnonzero(begins), len(rows))
+    cuts = np.unique(np.concatenate([ends // batch_size, -(-ends // batch_size)])) * batch_size
+    stretches = []
+    for first, last in pairwise(cuts):
+        stretch = rows[first:last]
+        in_two_windows = begins[first + 1 : last].any()
+        ordered = stretch if in_two_windows else stretch[np.argsort(lengths[stretch], kind="stable")]
+        batches = ordered.reshape(-1, min(batch_size, len(ordered)))
+        stretches.append(generator.permutation(batches).reshape(-1))
+    return np.concatenate(stretches)

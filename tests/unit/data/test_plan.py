@@ -1,5 +1,6 @@
 """The training order: a permutation, the same everywhere, local, and padded to equal steps."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,19 @@ import pytest
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import ShardFile, ShardManifest, save_document
 from pefomed_ray.artifacts.records import RECORD_SCHEMA
-from pefomed_ray.data.plan import RowIndex, epoch_order, epoch_rows, first_rows, open_index, open_mixture, read_rows
+from pefomed_ray.data.plan import (
+    WINDOW_GROUPS,
+    Part,
+    RowIndex,
+    epoch_order,
+    epoch_rows,
+    epoch_windows,
+    first_rows,
+    open_index,
+    open_mixture,
+    read_rows,
+    text_lengths,
+)
 from pefomed_ray.errors import DataError
 
 SIZES = np.array([64] * 40 + [17])
@@ -49,6 +62,7 @@ def make_shards(folder: Path) -> list[str]:
     for number, rows in enumerate((10, 7)):
         path = folder / f"train/part-{number:05d}.parquet"
         names = [f"{number}-{row}" for row in range(rows)]
+        texts = ["ä" * row for row in range(rows)]
         records = [
             {
                 "id": name,
@@ -57,14 +71,14 @@ def make_shards(folder: Path) -> list[str]:
                 "task": "vqa",
                 "images": [{"bytes": name.encode(), "path": "p"}],
                 "image_sha256": ["0"],
-                "question": "q",
+                "question": text,
                 "answer": "a",
                 "answer_type": None,
                 "question_type": None,
                 "group": "g",
                 "meta": "{}",
             }
-            for name in names
+            for name, text in zip(names, texts, strict=True)
         ]
         pq.write_table(pa.Table.from_pylist(records, schema=RECORD_SCHEMA), path, row_group_size=4)
         files.append(ShardFile(path=f"train/{path.name}", split="train", rows=rows, bytes=1, sha256="0"))
@@ -91,6 +105,13 @@ def test_rows_are_read_where_the_index_says(tmp_path: Path) -> None:
     for row in (-1, 17):
         with pytest.raises(IndexError):
             read_rows(index, np.array([row]))
+
+
+def test_lengths_of_texts_are_their_bytes(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    lengths = text_lengths(open_index(tmp_path, "train"))
+    assert lengths.dtype == np.int32
+    assert lengths.tolist() == [2 * row + 1 for row in (*range(10), *range(7))]  # two bytes a letter; and "a"
 
 
 def test_an_absent_split_and_a_changed_file_are_named(tmp_path: Path) -> None:
@@ -140,6 +161,26 @@ def test_a_mixture_is_mixed(tmp_path: Path) -> None:
     assert 8 < int(np.abs(np.diff(sides.astype(int))).sum()) < 26  # one after the other would be 1
 
 
+def rows_in_windows(index: RowIndex, epoch: int) -> list[np.ndarray]:
+    rows, begins = epoch_windows(index, 1, epoch)
+    assert begins[0]
+    assert np.array_equal(rows, epoch_rows(index, 1, epoch))
+    return np.split(rows, np.flatnonzero(begins)[1:])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_between_two_beginnings_a_reader_needs_one_window(parts: int) -> None:
+    of_each = [Part(40, weight) for weight in (1.0, 3.0, 0.5)[:parts]]
+    groups = 40 * parts
+    index = RowIndex("train", (("f", 0),) * groups, tuple(range(0, 64 * groups + 1, 64)), tuple(of_each))
+    for epoch in range(3):
+        windows = rows_in_windows(index, epoch)
+        assert len(windows) >= groups // WINDOW_GROUPS
+        assert all(len(set(window // 64)) <= WINDOW_GROUPS for window in windows)
+        joined = [set(np.concatenate(pair) // 64) for pair in pairwise(windows)]
+        assert max(map(len, joined)) > WINDOW_GROUPS // parts  # the control: two windows are more than one
+
+
 def test_weights_are_relative_and_one_corpus_needs_none(tmp_path: Path) -> None:
     index = mixture(tmp_path, [0.3, 0.1])
     again = open_mixture([(tmp_path / "corpus-0", 6.0), (tmp_path / "corpus-1", 2.0)], "train")
@@ -171,4 +212,5 @@ def test_shards_are_read_from_s3_too(tmp_path: Path, s3: str) -> None:
     index = open_index(remote.url, "train")
     order = epoch_rows(index, seed=3, epoch=0)
     assert read_rows(index, order) == read_rows(open_index(tmp_path, "train"), order)
+    assert np.array_equal(text_lengths(index), text_lengths(open_index(tmp_path, "train")))
     assert {record["id"] for record in read_rows(index, order)} == set(names)
