@@ -15,10 +15,9 @@ def precision_of(bundle: Path) -> Precision:
 
 
 def check_has_gpu(bundle: Path, *, use_gpu: bool) -> None:
-    """Raise ConfigError where a bundle of a quantised base is to run without a GPU."""
-    quantization = precision_of(bundle).quantization
-    if quantization != "none" and not use_gpu:
+    """Raise ConfigError where a bundle of a base in int8 is to run without a GPU."""
+    if precision_of(bundle).quantization == "int8" and not use_gpu:
         raise ConfigError(
-            f"bundle {str(bundle)!r} was trained on a base in {quantization}, which needs a GPU (bitsandbytes); "
+            f"bundle {str(bundle)!r} was trained on a base in int8, which needs a GPU; "
             "evaluate it with --use-gpu, serve it with use_gpu=true"
         )

@@ -26,7 +26,7 @@ class Precision(Section):
     """Of its weights; what is trained is float32 either way."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """nf4 (QLoRA, arXiv 2305.14314) or int8 (arXiv 2208.07339) for the linear layers of the language model, by
-    bitsandbytes and on a GPU; all else is held in `dtype`."""
+    bitsandbytes; all else is held in `dtype`. int8 needs a GPU, and one worker."""
 
 
 class BaseModelConfig(Precision):
@@ -262,11 +262,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _a_quantised_base_has_what_it_needs(self) -> "TrainConfig":
         quantization = self.base.quantization
-        if quantization != "none" and not self.resources.use_gpu:
-            raise ValueError(
-                f"base.quantization {quantization} needs resources.use_gpu=true: on CPUs bitsandbytes repacks weights "
-                "in evaluation mode, which silently spoils sharded ones; take base.dtype=bfloat16 there"
-            )
+        if quantization == "int8" and not self.resources.use_gpu:
+            raise ValueError("base.quantization int8 needs resources.use_gpu=true; on CPUs take nf4")
         if quantization == "int8" and self.resources.workers > 1:
             raise ValueError(
                 f"base.quantization int8 runs on one worker, not {self.resources.workers}: its weights cannot be "

@@ -12,7 +12,7 @@ import pefomed_ray.model.pefomed  # noqa: F401 - registers the architecture
 from pefomed_ray.artifacts.base import base_folder, check_not_quantised, family_of
 from pefomed_ray.artifacts.family import Family
 from pefomed_ray.config.schema import Precision
-from pefomed_ray.model.precision import FLOAT32, check_precision, loading_arguments
+from pefomed_ray.model.precision import FLOAT32, check_precision, keep_unpacked, loading_arguments
 from pefomed_ray.rendering.opening import AnyRenderer, open_renderer
 
 
@@ -69,6 +69,8 @@ def open_base(path: str, template: str, precision: Precision = FLOAT32, device: 
     model = AutoModelForImageTextToText.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, **loading_arguments(precision, family, device)
     )
+    if precision.quantization == "nf4":
+        keep_unpacked(model)
     # Models bring their own taste in sampling (Qwen2.5-VL: a repetition penalty); here greedy means greedy.
     model.generation_config = GenerationConfig()
     return Base(folder, model.to(device).eval(), renderer, family)

@@ -24,9 +24,9 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     wanted = f"base.quantization: {precision.quantization}"
     if precision.quantization == "none":
         return
-    if device.type != "cuda":
+    if precision.quantization == "int8" and device.type != "cuda":
         raise ConfigError(f"{wanted} needs a CUDA device, and this process computes on the {device.type.upper()}")
-    if not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{wanted} needs a CUDA device, and torch {torch.__version__} sees none on this machine")
     if not is_bitsandbytes_available():
         raise ConfigError(f"{wanted} needs the package bitsandbytes, which is not installed on this machine")
@@ -60,6 +60,19 @@ def _bitsandbytes(quantization: str) -> dict[str, Any]:
         "bnb_4bit_compute_dtype": torch.bfloat16,
         "bnb_4bit_quant_storage": torch.bfloat16,  # FSDP2 shards what has a float's type
     }
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes 0.50 from repacking nf4 weights in evaluation mode, as it does on CPUs with AVX512-BF16.
+
+    Each layer remembers that it did, whereas FSDP2 gathers the weights anew as they were: from the second forward pass
+    on they would be misread, silently.
+    """
+    from bitsandbytes.nn import Linear4bit  # takes long; most bases are not quantised
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def hold_in_float32(module: nn.Module) -> None:

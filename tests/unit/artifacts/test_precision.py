@@ -13,6 +13,7 @@ from pefomed_ray.errors import ConfigError
     ("run", "expected"),
     [
         ("base: {path: x, dtype: bfloat16, quantization: nf4}", Precision(dtype="bfloat16", quantization="nf4")),
+        ("base: {path: x, quantization: int8}", Precision(quantization="int8")),
         ("base: {path: x}", Precision()),
         ("task: vqa", Precision()),
         (None, Precision()),
@@ -22,9 +23,9 @@ def test_what_run_yaml_says(run: str | None, expected: Precision, tmp_path: Path
     if run is not None:
         (tmp_path / "run.yaml").write_text(run)
     assert precision_of(tmp_path) == expected
-    if expected.quantization == "none":
+    if expected.quantization != "int8":
         check_has_gpu(tmp_path, use_gpu=False)
     else:
-        with pytest.raises(ConfigError, match="trained on a base in nf4, which needs a GPU"):
+        with pytest.raises(ConfigError, match="trained on a base in int8, which needs a GPU"):
             check_has_gpu(tmp_path, use_gpu=False)
     check_has_gpu(tmp_path, use_gpu=True)

@@ -83,9 +83,9 @@ def test_a_missing_base(registry: Path, free_port: int) -> None:
         check(ServeConfig(port=free_port), registry, "champion")
 
 
-def test_a_bundle_of_a_quantised_base_needs_a_gpu(tmp_path: Path, free_port: int) -> None:
-    registry = put_bundle(tmp_path, "task: vqa\nbase: {path: x, dtype: bfloat16, quantization: nf4}\n")
-    with pytest.raises(ConfigError, match=r"trained on a base in nf4, which needs a GPU .* use_gpu=true"):
+def test_a_bundle_of_a_base_in_int8_needs_a_gpu(tmp_path: Path, free_port: int) -> None:
+    registry = put_bundle(tmp_path, "task: vqa\nbase: {path: x, quantization: int8}\n")
+    with pytest.raises(ConfigError, match=r"trained on a base in int8, which needs a GPU; .* use_gpu=true"):
         check(ServeConfig(port=free_port), registry, "champion")
     assert check(ServeConfig(port=free_port, use_gpu=True), registry, "champion") is None  # type: ignore[func-returns-value]
 
