@@ -1,4 +1,4 @@
-"""Two processes in a gloo group, as two workers are, without Ray."""
+"""Two processes in a torch process group, as two workers are, without Ray."""
 
 import os
 import time
@@ -17,11 +17,11 @@ PRELOADED = ["pefomed_ray.model.bundle", "pefomed_ray.training.step", "pefomed_r
 """Imported once, by the process that the ranks are forked from: on a busy machine this is what takes longest."""
 
 
-def on_two_ranks(work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
+def on_two_ranks(work: Callable[[int, Path], Any], folder: Path, backend: str = "gloo") -> list[Any]:
     """What `work(rank, folder)`, a module's own function, returns on each of two ranks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    processes = [context.Process(target=_rank, args=(work, rank, folder), daemon=True) for rank in range(2)]
+    processes = [context.Process(target=_rank, args=(work, rank, folder, backend), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     until = time.monotonic() + LIMIT_S
@@ -36,11 +36,11 @@ def on_two_ranks(work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
     return [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-def _rank(work: Callable[[int, Path], Any], rank: int, folder: Path) -> None:
+def _rank(work: Callable[[int, Path], Any], rank: int, folder: Path, backend: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     store = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     try:
         returned = work(rank, folder)
         torch.save(returned, folder / f"returned-{rank}.pt")

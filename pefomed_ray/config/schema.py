@@ -182,6 +182,9 @@ class ResourcesConfig(Section):
     step n times as many fewer. auto: ddp where the base takes at most half of a worker's device."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """What gradients travel in between workers; bfloat16 halves their bytes and rounds them to eight bits."""
+    cpu_offload: bool = False
+    """Under FSDP2 on GPUs: a worker's part of the weights stays in the CPU's memory, as do gradients and AdamW's
+    moments; a GPU holds one block at a time. For bases that fit no other way: in each step all passes over the bus."""
     collective_timeout_s: PositiveFloat = 300.0
     """A worker that waits longer for the others gives up, and all start again from the last checkpoint. Ray's own
     default is 30 minutes."""
@@ -256,6 +259,26 @@ class TrainConfig(Section):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} is not a multiple of {workers} x "
                 f"training.micro_batch_size = {rows}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offloading_has_what_it_needs(self) -> "TrainConfig":
+        resources = self.resources
+        if not resources.cpu_offload:
+            return self
+        needs = {
+            "use_gpu=true: without a GPU the weights are in the CPU's memory already": resources.use_gpu,
+            "strategy fsdp or auto: under ddp every worker's device holds the whole base": resources.strategy != "ddp",
+            "workers (or min_workers) of two or more: one alone does not shard": resources.fewest_workers > 1,
+        }
+        for need, is_met in needs.items():
+            if not is_met:
+                raise ValueError(f"resources.cpu_offload needs resources.{need}")
+        if self.base.quantization != "none":
+            raise ValueError(
+                f"resources.cpu_offload is not for a base in {self.base.quantization}, whose scales would stay behind; "
+                "take base.dtype=bfloat16"
             )
         return self
 

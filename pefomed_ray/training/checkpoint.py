@@ -198,7 +198,6 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _like(parameter: Tensor, whole: Tensor) -> Tensor:
     """A whole tensor as this rank holds `parameter`."""
-    whole = whole.to(parameter.device)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
-    return whole
+        whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+    return whole.to(parameter.device)  # not the mesh's own where weights stay on the CPU

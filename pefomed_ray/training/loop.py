@@ -71,7 +71,7 @@ def run(
     order's first step on. Raises DivergedError, with no step taken, where loss or gradient is not finite, DataError for
     shards that are not what their manifest says, and what `prepare_model` and `newest` raise.
     """
-    base = prepare_model(config, ranks.device)
+    base = prepare_model(config, ranks.home)
     check_features(config, base.path)
     index = rows_of(config, "train")
     validation = ValidationSet.load(rows_of(config, "validation"), config, base.renderer, ranks)

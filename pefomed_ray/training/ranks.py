@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
@@ -42,6 +43,13 @@ class Ranks:
     strategy: Strategy = "auto"
     reduce_dtype: torch.dtype = torch.float32
     """What gradients travel in."""
+    cpu_offload: bool = False
+    """Whether weights under FSDP2, gradients and moments stay in the CPU's memory; `device` computes."""
+
+    @property
+    def home(self) -> torch.device:
+        """Where the base's weights are between uses."""
+        return CPU if self.cpu_offload else self.device
 
     def sum(self, value: float) -> float:
         """The sum over all ranks; every rank must call."""
@@ -66,19 +74,21 @@ class Ranks:
         """
         traffic = Traffic.of(base, self, micro_batches)
         model: Any = base.model
-        model.to(self.device)
+        model.to(self.home)
         if traffic.strategy == "fsdp":
             self._shard(base)
         return traffic
 
     def _shard(self, base: Base) -> None:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
-        policy = MixedPrecisionPolicy(reduce_dtype=self.reduce_dtype)
+        policies: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy(reduce_dtype=self.reduce_dtype)}
+        if self.cpu_offload:
+            policies["offload_policy"] = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
         for block in base.tower_blocks:
             # Frozen, and no gradient goes through it; it would be prefetched for the backward pass all the same.
-            fully_shard(block, mesh=mesh, mp_policy=policy).set_unshard_in_backward(False)
+            fully_shard(block, mesh=mesh, **policies).set_unshard_in_backward(False)
         for module in (*base.decoder_layers, base.model):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh, **policies)
         register_fsdp_forward_method(base.model, "generate")
 
     def sync_gradients(self, model: nn.Module, *, last: bool) -> None:
@@ -133,6 +143,8 @@ class Traffic:
             return cls("alone", fsdp_bytes, ddp_bytes)
         if ranks.strategy != "auto":
             return cls(ranks.strategy, fsdp_bytes, ddp_bytes)
+        if ranks.cpu_offload:
+            return cls("fsdp", fsdp_bytes, ddp_bytes)
         return cls("ddp" if held <= _device_bytes(ranks.device) / 2 else "fsdp", fsdp_bytes, ddp_bytes)
 
 

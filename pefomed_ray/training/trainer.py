@@ -149,7 +149,11 @@ def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:
                 controller_failure_limit=resources.max_failures,
             ),
         ),
-        torch_config=TorchConfig(timeout_s=int(resources.collective_timeout_s)),
+        torch_config=TorchConfig(
+            # What stays on the CPU is summed up there: NCCL cannot.
+            backend="cpu:gloo,cuda:nccl" if resources.cpu_offload else None,
+            timeout_s=int(resources.collective_timeout_s),
+        ),
         datasets={"train": lambda: dataset(config, output)},  # evaluated each time that workers are started
         dataset_config=ray.train.DataConfig(datasets_to_split=["train"], execution_options=execution_options()),
     )

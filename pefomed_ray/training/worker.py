@@ -40,6 +40,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         ray.train.torch.get_device(),
         config.resources.strategy,
         getattr(torch, config.resources.reduce_dtype),
+        config.resources.cpu_offload,
     )
 
     def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:

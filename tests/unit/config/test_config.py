@@ -134,6 +134,25 @@ def test_a_quantised_base_is_refused_where_it_cannot_run() -> None:
     assert config("none").base.quantization == "none"
 
 
+def test_offloading_is_refused_where_it_cannot_be() -> None:
+    def config(quantization: str = "none", **resources: Any) -> TrainConfig:
+        values = {"base": {"quantization": quantization}, "training": {"batch_size": 16}}
+        offloaded = {"cpu_offload": True, "use_gpu": True, "workers": 2} | resources
+        return build_config(TrainConfig, MINIMAL | values | {"resources": offloaded}, "file.yaml")
+
+    for strategy in ("auto", "fsdp"):
+        assert config(strategy=strategy).resources.cpu_offload
+    for refused, reason in (
+        ({"use_gpu": False}, "in the CPU's memory already"),
+        ({"strategy": "ddp"}, "needs resources.strategy fsdp or auto"),
+        ({"workers": 1}, "one alone does not shard"),
+        ({"min_workers": 1}, "one alone does not shard"),
+        ({"quantization": "nf4"}, "not for a base in nf4"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            config(**refused)  # type: ignore[arg-type]
+
+
 def test_every_alias_names_a_real_key() -> None:
     for dotted in ALIASES.values():
         section, key = dotted.split(".")
