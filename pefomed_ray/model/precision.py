@@ -68,7 +68,7 @@ def keep_unpacked(model: nn.Module) -> None:
     Each layer remembers that it did, whereas FSDP2 gathers the weights anew as they were: from the second forward pass
     on they would be misread, silently.
     """
-    from bitsandbytes.nn import Linear4bit  # takes long; most bases are not quantised
+    from bitsandbytes.nn.modules import Linear4bit  # takes long; most bases are not quantised
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
