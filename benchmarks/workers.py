@@ -98,9 +98,7 @@ class Way:
                 self.base.renderer,
                 OPTIMIZER.learning_rate,
                 OPTIMIZER.max_grad_norm,
-                world_size=self.ranks.world_size,
-                sum_over_ranks=self.ranks.sum,
-                average_gradients=self.ranks.average_gradients,
+                self.ranks,
             ).loss
             for step in self.steps
         ]

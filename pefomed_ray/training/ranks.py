@@ -117,6 +117,10 @@ class Ranks:
             gradient.copy_(part.view_as(gradient))
 
 
+ALONE = Ranks()
+"""A process on its own, on a CPU."""
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Bytes that each rank sends in one optimizer step, by ring algorithms; 0 for one alone."""

@@ -1,13 +1,13 @@
 """One optimizer step, read aloud: render, forward, backward, clip, step. No Ray, no process group needed.
 
-Under FSDP2 the worker calls the same functions; what differs there is only how numbers are summed over ranks.
+Ranks of a process group call the same functions, with their `Ranks`: it sums numbers up and averages gradients.
 Letters: B rows, T tokens.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,28 +17,7 @@ from pefomed_ray.errors import DivergedError
 from pefomed_ray.model.loss import answer_loss
 from pefomed_ray.rendering.batches import IGNORED_LABEL, Batch
 from pefomed_ray.rendering.opening import AnyRenderer
-
-SumOverRanks = Callable[[float], float]
-AverageGradients = Callable[[Sequence[nn.Parameter]], None]
-
-
-class SyncGradients(Protocol):
-    """Called before each backward pass, with whether it is the last of its step."""
-
-    def __call__(self, model: nn.Module, *, last: bool) -> None: ...
-
-
-def alone(value: float) -> float:
-    """The sum over ranks of a process on its own."""
-    return value
-
-
-def averaged_already(parameters: Sequence[nn.Parameter]) -> None:
-    """A process on its own has nothing to average, and FSDP2 does it in the backward pass."""
-
-
-def nothing_to_sync(model: nn.Module, *, last: bool) -> None:
-    """A process on its own sends nothing, and data parallelism only after the last backward pass."""
+from pefomed_ray.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -100,30 +79,30 @@ def train_step(
     renderer: AnyRenderer,
     learning_rate: float,
     max_grad_norm: float,
-    *,
-    world_size: int = 1,
-    sum_over_ranks: SumOverRanks = alone,
-    average_gradients: AverageGradients = averaged_already,
-    sync_gradients: SyncGradients = nothing_to_sync,
+    ranks: Ranks = ALONE,
+    dropout_seeds: Sequence[int] | None = None,
 ) -> Step:
     """Accumulate the micro-batches' gradients and take one step.
 
     The loss is averaged over the answer tokens of the global batch, not over ranks' or micro-batches' means. Gradients
-    are averaged over ranks, hence the factor `world_size`.
+    are averaged over ranks, hence the factor `ranks.world_size`. With `dropout_seeds`, one a micro-batch, what dropout
+    draws follows from them; else from torch's state.
     Raises DivergedError, on every rank, before the optimizer is touched where the loss or a gradient is not finite.
     """
-    tokens = sum_over_ranks(float(sum(count_answer_tokens(batch) for batch in micro_batches)))
+    tokens = ranks.sum(float(sum(count_answer_tokens(batch) for batch in micro_batches)))
     loss = 0.0
     suspects: list[str] = []
     for number, batch in enumerate(micro_batches):
-        part, _ = answer_loss(model, renderer.inputs(batch), batch.labels_BT, tokens / world_size)
-        sync_gradients(model, last=number == len(micro_batches) - 1)
+        if dropout_seeds is not None:
+            torch.manual_seed(dropout_seeds[number])
+        part, _ = answer_loss(model, renderer.inputs(batch), batch.labels_BT, tokens / ranks.world_size)
+        ranks.sync_gradients(model, last=number == len(micro_batches) - 1)
         part.backward()
-        loss += float(part.detach()) / world_size
+        loss += float(part.detach()) / ranks.world_size
         if not math.isfinite(float(part.detach())):
             suspects += batch.record_ids
-    loss = sum_over_ranks(loss)
-    average_gradients(trainable(model))
+    loss = ranks.sum(loss)
+    ranks.average_gradients(trainable(model))
     grad_norm = _full(nn.utils.clip_grad_norm_(trainable(model), max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         optimizer.zero_grad(set_to_none=True)
@@ -140,15 +119,13 @@ def train_step(
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module, batches: Iterable[Batch], renderer: AnyRenderer, sum_over_ranks: SumOverRanks = alone
-) -> float:
+def mean_loss(model: nn.Module, batches: Iterable[Batch], renderer: AnyRenderer, ranks: Ranks = ALONE) -> float:
     """Nats an answer token over some batches, gradients off."""
     total = tokens = 0.0
     for batch in batches:
         total += float(answer_loss(model, renderer.inputs(batch), batch.labels_BT, 1)[0])
         tokens += count_answer_tokens(batch)
-    return sum_over_ranks(total) / sum_over_ranks(tokens)
+    return ranks.sum(total) / ranks.sum(tokens)
 
 
 def count_answer_tokens(batch: Batch) -> int:

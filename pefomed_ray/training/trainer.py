@@ -12,13 +12,15 @@ from typing import Any
 import ray
 import ray.data
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pefomed_ray.artifacts.base import base_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.config import TrainConfig, save_config
-from pefomed_ray.errors import ConfigError, original_error
+from pefomed_ray.config.schema import ResourcesConfig
+from pefomed_ray.errors import ConfigError, PefomedError, original_error
 from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
 from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
@@ -43,7 +45,7 @@ class Watch:
     """Whom to tell how a run goes, a while after it does."""
 
     start: Callable[[dict[str, Any]], None] = _nobody
-    """What learns, and what a step will send (`start.json`)."""
+    """What learns, what a step will send, and from which step on (`start.json`); again where workers start again."""
     step: Callable[[dict[str, Any]], None] = _nobody
     """The latest line of `steps.jsonl`; not every step is told."""
     epoch: Callable[[int, dict[str, Any]], None] = _nobody
@@ -83,7 +85,8 @@ def train(config: TrainConfig, watch: Watch | None = None, *, resume: bool = Fal
     """Run `config` on the cluster Ray is connected to; publish the best epoch's bundle as `<output>/bundle`.
 
     With `resume` the run goes on where its output folder says it stood, at the beginning where it says nothing.
-    Raises the worker's own error (DivergedError, DataError, ...) rather than Ray's wrapping of it.
+    Raises the worker's own error (DivergedError, DataError, ...) rather than Ray's wrapping of it, and PefomedError
+    where workers were lost more often than the config allows.
     """
     check_run(config, resume=resume)
     check_resources(config)
@@ -92,14 +95,29 @@ def train(config: TrainConfig, watch: Watch | None = None, *, resume: bool = Fal
     output.mkdir(parents=True, exist_ok=True)
     save_config(config, output / "run.yaml")
     clear_stop(output)
+    (output / START_FILE).unlink(missing_ok=True)  # of an earlier try
     with _watching(output, watch or Watch()):
         try:
             _trainer(config, output).fit()
         except Exception as error:
             raise_stop(output)
-            raise original_error(error) from error
+            raise _in_our_words(error, config.resources) from error
     raise_stop(output)
     return publish(output)
+
+
+def _in_our_words(error: Exception, resources: ResourcesConfig) -> BaseException:
+    if isinstance(error, ray.train.PreemptionError):
+        return PefomedError(
+            f"nodes were taken away more often than resources.max_preemptions={resources.max_preemptions} allows"
+        )
+    failures = getattr(error, "worker_failures", {}).values()
+    if any(isinstance(failure, RayActorError) for failure in failures):
+        return PefomedError(
+            f"workers were lost more often than resources.max_failures={resources.max_failures} allows: a process that "
+            "was killed (by the system where memory ran out, most often) or a node that went away"
+        )
+    return original_error(error)
 
 
 def publish(output: Path) -> TrainResult:
@@ -192,9 +210,9 @@ class _Tail:
     def look(self) -> None:
         """Tell what is new."""
         start = self._output / START_FILE
-        if self._start is None and start.is_file():
-            self._start = read_json(start)
-            self._watch.start(self._start)
+        if start.is_file() and (begun := read_json(start)) != self._start:
+            self._start = begun
+            self._watch.start(begun)
         step = self._last_step()
         if step and step["step"] != self._step:
             self._step = step["step"]

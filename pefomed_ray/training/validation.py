@@ -51,7 +51,7 @@ class ValidationSet:
             texts = self._generate(model, rows, renderer, ranks)
             pairs += [(text, ref) for text, ref in zip(texts, references, strict=True) if ref is not None]
             losses.append(training_batch(_masked(rows, references), renderer.pad_token_id).to(ranks.device))
-        loss = mean_loss(model, losses, renderer, ranks.sum)
+        loss = mean_loss(model, losses, renderer, ranks)
         model.train()
         everything = ranks.gather(pairs)
         return {

@@ -51,18 +51,7 @@ def losses(ranks: Ranks, precision: Precision = FLOAT32) -> list[float]:
             generate_ids(base.model, renderer, prompts, 4, synced_gpus=ranks.world_size > 1)
             base.model.train()
             restore(base.model, optimizer, Checkpoint(Progress(step=4), gather(base.model, optimizer), ()))
-        step = train_step(
-            base.model,
-            optimizer,
-            [batch],
-            renderer,
-            1e-3,
-            1.0,
-            world_size=ranks.world_size,
-            sum_over_ranks=ranks.sum,
-            average_gradients=ranks.average_gradients,
-            sync_gradients=ranks.sync_gradients,
-        )
+        step = train_step(base.model, optimizer, [batch], renderer, 1e-3, 1.0, ranks)
         found.append(step.loss)
     return found
 

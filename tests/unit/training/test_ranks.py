@@ -88,24 +88,13 @@ def run(base: Base, ranks: Ranks, micro_batches: int, *, validate: bool = True) 
             prompts: Batch = generation_batch(mine, pad)
             ids_BT = generate_ids(base.model, base.renderer, prompts, 4, synced_gpus=ranks.world_size > 1)
             seen.generated = [until_stop(ids, base.renderer.stop_token_ids)[0] for ids in ids_BT.tolist()]
-            seen.validation_loss = mean_loss(base.model, parts, base.renderer, ranks.sum)
+            seen.validation_loss = mean_loss(base.model, parts, base.renderer, ranks)
             base.model.train()
             if seen.traffic["strategy"] == "fsdp":
                 seen.freed &= _in_parts(base)
                 base.model.reshard()  # as for a checkpoint
         with Sent() as sent:
-            step = train_step(
-                base.model,
-                optimizer,
-                parts,
-                base.renderer,
-                RATE,
-                1.0,
-                world_size=ranks.world_size,
-                sum_over_ranks=ranks.sum,
-                average_gradients=ranks.average_gradients,
-                sync_gradients=ranks.sync_gradients,
-            )
+            step = train_step(base.model, optimizer, parts, base.renderer, RATE, 1.0, ranks)
         seen.sent = sent.bytes
         seen.losses.append(step.loss)
         seen.norms.append(step.grad_norm)
@@ -156,7 +145,7 @@ def read_twice(base: Base, ranks: Ranks) -> Seen:
     """The loss of the same rows twice over, in evaluation mode."""
     ranks.distribute(base)
     mine = [training_batch(rows(base)[ranks.rank :: ranks.world_size], base.renderer.pad_token_id)]
-    return Seen(losses=[mean_loss(base.model, mine, base.renderer, ranks.sum) for _ in range(2)])
+    return Seen(losses=[mean_loss(base.model, mine, base.renderer, ranks) for _ in range(2)])
 
 
 @contextmanager
