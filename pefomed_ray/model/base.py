@@ -50,6 +50,16 @@ class Base:
         ]
         return list(max(lists, key=len, default=[]))
 
+    def recompute_layers(self) -> None:
+        """Let layers be computed again in the backward pass rather than kept (gradient checkpointing).
+
+        The library then asks for gradients of all inputs, the tower's patches among them, for the sake of a kind of
+        checkpoint that is not used here: the whole frozen tower would be computed again, and gradients of it too.
+        """
+        model: Any = self.model
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.disable_input_require_grads()
+
     @property
     def context_tokens(self) -> int:
         """The longest text that the language model takes, prompt, images and answer together."""

@@ -51,7 +51,7 @@ def prepare_model(config: TrainConfig, device: torch.device) -> Base:
         torch.manual_seed(config.seed)
         attach_lora(base, config.lora, train_projector=config.projector.train)
     if config.training.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        base.recompute_layers()
     return base
 
 

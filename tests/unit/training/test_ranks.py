@@ -141,6 +141,11 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def recomputing(base: Base) -> Base:
+    base.recompute_layers()
+    return base
+
+
 def read_twice(base: Base, ranks: Ranks) -> Seen:
     """The loss of the same rows twice over, in evaluation mode."""
     ranks.distribute(base)
@@ -187,6 +192,7 @@ def all_runs(rank: int, folder: Path) -> dict[str, Seen]:
                 ranks = replace(fsdp, strategy=strategy, reduce_dtype=dtype)
                 name = run_name(strategy, dtype, micro_batches)
                 found[name] = run(opened(_folder("llava", folder)), ranks, micro_batches, validate=False)
+    found["recomputing"] = run(recomputing(opened(_folder("llava", folder))), fsdp, 1)
     found["offloaded"] = run(opened(_folder("llava", folder)), replace(fsdp, cpu_offload=True), 1)
     found["nf4"] = run(opened("embedded", NF4), fsdp, 1)
     with avx512_bf16():
@@ -233,6 +239,23 @@ def test_a_base_in_parts_trains_and_answers_as_a_whole_one(
     assert [ids for pair in zip(ours[0].generated, ours[1].generated, strict=True) for ids in pair] == whole.generated
     assert whole.losses[2] < whole.losses[0]  # the control: other weights would show
     assert all(seen.freed and seen.restored for seen in ours)
+
+
+def test_layers_may_be_recomputed_in_parts(together: list[dict[str, Seen]], alone: dict[str, Seen]) -> None:
+    assert together[0]["recomputing"].losses == pytest.approx(alone["llava"].losses, abs=1e-5)
+    assert together[0]["recomputing"].norms == pytest.approx(alone["llava"].norms, rel=1e-4)
+
+
+def test_no_gradient_goes_through_the_tower(folder: Path) -> None:
+    base = recomputing(opened(_folder("llava", folder)))
+    inputs = base.renderer.inputs(training_batch(rows(base), base.renderer.pad_token_id))
+    seen: list[bool] = []
+    base.tower_blocks[0].register_forward_hook(lambda block, taken, given: seen.append(given.requires_grad))
+    base.model.train()
+    base.model(**inputs)
+    base.model.enable_input_require_grads()  # the control: what the library does by itself
+    base.model(**inputs)
+    assert seen == [False, True]
 
 
 def test_what_is_kept_on_the_cpu_trains_the_same(together: list[dict[str, Seen]], alone: dict[str, Seen]) -> None:
