@@ -108,10 +108,14 @@ class RenderBlocks:
         real = rows[rows != PADDING]
         records = read_rows(self.order.index, real if len(real) else np.zeros(1, dtype=np.int64))
         rendered = [self._row(record) for record in records]
-        # A padding row is a copy of the first one with weight 0: real shapes, no effect on the loss. It may stand in
-        # the middle: a block can hold the end of one epoch and the beginning of the next.
         following = iter(rendered)
-        padded = [rendered[0] | {"weight": 0} if row == PADDING else next(following) | {"weight": 1} for row in rows]
+        padded = []
+        for micro_batch in rows.reshape(-1, self.order.micro_batch_size):
+            mine = [next(following) | {"weight": 1} for row in micro_batch if row != PADDING]
+            # A padding row has weight 0: real shapes, no effect on the loss. It copies a row of its own micro-batch:
+            # were it longer, dropout would draw otherwise, and a run that goes on cuts its blocks elsewhere.
+            filler = (mine or rendered)[0] | {"weight": 0}
+            padded += mine + [filler] * (len(micro_batch) - len(mine))
         return pa.Table.from_pylist(padded, FEATURE_ROWS if self.cached_features else TENSOR_ROWS)
 
     def _row(self, record: dict[str, Any]) -> dict[str, Any]:

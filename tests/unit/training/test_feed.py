@@ -29,6 +29,24 @@ def answers_are_row_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("answers_are_row_numbers")
+def test_a_micro_batch_is_the_same_wherever_its_block_begins() -> None:
+    """Padding too: its length decides how many numbers dropout draws."""
+    index = RowIndex("train", (("part-0", 0),), (0, 11), (Part(1, 1.0),))
+
+    def micro_batches(first_step: int) -> list[dict[str, Any]]:
+        order = TrainingOrder(
+            index, seed=1, batch_size=4, micro_batch_size=4, lanes=1, total_steps=6, first_step=first_step
+        )
+        table = RenderBlocks(order, RenderSettings(str(EMBEDDED_FOLDER), "short", max_answer_tokens=8))({"item": [0]})
+        return [table.slice(start, 4).to_pylist() for start in range(0, len(table), 4)]
+
+    whole = micro_batches(0)
+    assert [row["weight"] for row in whole[5]] == [1, 1, 1, 0]
+    for first_step in range(1, 6):
+        assert micro_batches(first_step) == whole[first_step:]
+
+
+@pytest.mark.usefixtures("answers_are_row_numbers")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_block_over_the_end_of_an_epoch_keeps_every_row(workers: int) -> None:
     index = RowIndex("train", (("part-0", 0),), (0, 11), (Part(1, 1.0),))

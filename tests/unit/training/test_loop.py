@@ -2,31 +2,31 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import ShardFile, ShardManifest, save_document
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.data.intake import take_in
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.data.phantom import write_slake
-from pefomed_ray.data.plan import read_rows
 from pefomed_ray.data.shard_file import plan_shards, write_shard
 from pefomed_ray.errors import ConfigError, DivergedError, PefomedError
 from pefomed_ray.model.base import Base
-from pefomed_ray.rendering.batches import Batch, training_batch
+from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training import step as step_module
 from pefomed_ray.training.checkpoint import newest
-from pefomed_ray.training.feed import RecordRenderer
+from pefomed_ray.training.feed import RenderBlocks, RenderSettings, micro_batches
 from pefomed_ray.training.loop import run
-from pefomed_ray.training.order import PADDING, TrainingOrder
+from pefomed_ray.training.order import TrainingOrder
 from pefomed_ray.training.outcome import halve, that_fits
 from pefomed_ray.training.ranks import Ranks
 
@@ -73,15 +73,21 @@ def config(shards: Path) -> Callable[..., TrainConfig]:
     return make
 
 
+class Blocks:
+    """What Ray Data brings: the blocks of a data worker, one after the other, as one rank's iterator gives them."""
+
+    def __init__(self, order: TrainingOrder) -> None:
+        self.order = order
+        self.render = RenderBlocks(order, RenderSettings(str(EMBEDDED_FOLDER), "short", max_answer_tokens=32))
+
+    def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+        for block in range(self.order.blocks):
+            table = self.render({"item": np.array([block])})
+            yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))
+
+
 def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
-    """What Ray Data would bring."""
-    renderer = RecordRenderer(base.renderer, 32)
-    for block in range(order.blocks):
-        for rows in order.block_rows(block).reshape(-1, order.micro_batch_size):
-            records = read_rows(order.index, np.maximum(rows, 0))  # padding is a row that does not count
-            rendered = [replace(renderer.render(r), record_id=r["id"]) for r in records]
-            weighted = [replace(r, weight=int(row != PADDING)) for r, row in zip(rendered, rows, strict=True)]
-            yield training_batch(weighted, base.renderer.pad_token_id)
+    return micro_batches(Blocks(order), order, 1, base.renderer, features=None)
 
 
 class Killed(BaseException):
