@@ -16,6 +16,8 @@ QUIET = {
 FAST = {
     # Ray Data waits a tenth of a second twice before it gives a worker its next task, once without this thread.
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",
+    # Before workers start again, Ray Train waits half a minute for one that hangs to leave its group politely.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 
 

@@ -63,7 +63,11 @@ def _begun(start: dict[str, Any]) -> None:
         say(line)
 
 
-LINES = Watch(start=_begun, epoch=lambda epoch, row: say(epoch_line(epoch, row)))
+def _failed(failure: dict[str, Any]) -> None:
+    say(f"worker {failure['rank']} gave up: {failure['error']}")
+
+
+LINES = Watch(start=_begun, epoch=lambda epoch, row: say(epoch_line(epoch, row)), failure=_failed)
 """No more than lines; what a terminal that nobody watches gets."""
 
 
@@ -80,7 +84,7 @@ def watching() -> Iterator[Watch]:
         def step(row: dict[str, Any]) -> None:
             progress.update(task, completed=row["step"], total=row["of"], description=step_line(row).partition(": ")[2])
 
-        yield Watch(LINES.start, step, LINES.epoch)
+        yield Watch(LINES.start, step, LINES.epoch, LINES.failure)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""What workers leave for whoever starts them again: why to stop, and how much fits into memory.
+"""What workers leave for whoever starts them again: why to stop, what else went wrong, how much fits into memory.
 
 <output_dir>/stopped.json        {"kind", "message"}: an error that another try would meet again
+<output_dir>/failures.jsonl      {"rank", "error"}: one that it may not; a killed worker leaves none itself
 <output_dir>/micro_batch.json    {"micro_batch_size"}: what is left of the config's after running out of memory
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,12 +16,24 @@ from pefomed_ray.config import TrainConfig
 from pefomed_ray.errors import PefomedError
 
 STOPPED_FILE = "stopped.json"
+FAILURES_FILE = "failures.jsonl"
 MICRO_BATCH_FILE = "micro_batch.json"
 
 
 def record_stop(output: Path, error: PefomedError) -> None:
     """Say why the run cannot go on."""
     write_json(output / STOPPED_FILE, {"kind": type(error).__name__, "message": str(error)})
+
+
+def record_failure(output: Path, rank: int, error: Exception) -> None:
+    """Say why a worker gives up, for people: Ray starts it again.
+
+    Of torch's errors (a collective that timed out, a peer that is gone) the first line; of others only the kind, since
+    nobody knows what an unforeseen message quotes.
+    """
+    message = f": {str(error).splitlines()[0]}" if isinstance(error, RuntimeError) and str(error) else ""
+    with open(output / FAILURES_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"rank": rank, "error": f"{type(error).__name__}{message}"}) + "\n")
 
 
 def is_stopped(output: Path) -> bool:

@@ -26,7 +26,7 @@ from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, executio
 from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
 from pefomed_ray.training.loop import START_FILE
 from pefomed_ray.training.order import TrainingOrder, rows_of
-from pefomed_ray.training.outcome import clear_stop, raise_stop, that_fits
+from pefomed_ray.training.outcome import FAILURES_FILE, clear_stop, raise_stop, that_fits
 from pefomed_ray.training.preflight import check_run, output_dir, with_absolute_paths
 from pefomed_ray.training.worker import train_worker
 
@@ -50,6 +50,8 @@ class Watch:
     """The latest line of `steps.jsonl`; not every step is told."""
     epoch: Callable[[int, dict[str, Any]], None] = _nobody
     """An epoch's number, from 1, and its row of `epochs.json`."""
+    failure: Callable[[dict[str, Any]], None] = _nobody
+    """A worker that gave up (`failures.jsonl`)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _in_our_words(error: Exception, resources: ResourcesConfig) -> BaseException
             f"nodes were taken away more often than resources.max_preemptions={resources.max_preemptions} allows"
         )
     failures = getattr(error, "worker_failures", {}).values()
-    if any(isinstance(failure, RayActorError) for failure in failures):
+    if any(isinstance(getattr(failure, "health_check_failure", failure), RayActorError) for failure in failures):
         return PefomedError(
             f"workers were lost more often than resources.max_failures={resources.max_failures} allows: a process that "
             "was killed (by the system where memory ran out, most often) or a node that went away"
@@ -206,9 +208,13 @@ class _Tail:
         self._start: dict[str, Any] | None = None
         self._step = 0
         self._epochs = len(self._read_epochs())  # a run that goes on has told them
+        self._failures = len(self._read_failures())
 
     def look(self) -> None:
         """Tell what is new."""
+        for failure in self._read_failures()[self._failures :]:
+            self._failures += 1
+            self._watch.failure(failure)
         start = self._output / START_FILE
         if start.is_file() and (begun := read_json(start)) != self._start:
             self._start = begun
@@ -224,6 +230,11 @@ class _Tail:
     def _read_epochs(self) -> list[dict[str, Any]]:
         path = self._output / EPOCHS_FILE
         return read_json(path)["epochs"] if path.is_file() else []
+
+    def _read_failures(self) -> list[dict[str, Any]]:
+        path = self._output / FAILURES_FILE
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in lines]
 
     def _last_step(self) -> dict[str, Any] | None:
         path = self._output / STEPS_FILE

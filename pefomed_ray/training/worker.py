@@ -16,7 +16,7 @@ from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training.feed import features_of, micro_batches
 from pefomed_ray.training.loop import run
 from pefomed_ray.training.order import TrainingOrder
-from pefomed_ray.training.outcome import halve, is_stopped, record_stop, that_fits
+from pefomed_ray.training.outcome import halve, is_stopped, record_failure, record_stop, that_fits
 from pefomed_ray.training.ranks import Ranks
 
 ASK_INTERVAL_S = 1.0
@@ -60,6 +60,9 @@ def train_worker(payload: dict[str, Any]) -> None:
             halve(config, output, error)
         except PefomedError as nothing_left:
             record_stop(output, nothing_left)
+        raise
+    except Exception as error:
+        record_failure(output, ranks.rank, error)
         raise
 
 

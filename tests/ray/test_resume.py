@@ -19,7 +19,7 @@ from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import PefomedError
 from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.journal import STEPS_FILE
-from pefomed_ray.training.trainer import TrainResult, train
+from pefomed_ray.training.trainer import TrainResult, Watch, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -88,8 +88,6 @@ class Hit:
     """Step of the newest checkpoint."""
     at: float
     """Monotonic seconds."""
-    other: psutil.Process
-    """A rank that was left alone."""
 
 
 @contextmanager
@@ -105,7 +103,7 @@ def hitting(output: Path, steps: list[int], workers: int, number: signal.Signals
             done = len(path.read_bytes().splitlines()) if path.is_file() else 0
             if done >= steps[len(hits)] and len(found := ranks(met)) == workers:
                 os.kill(found[-1].pid, number)
-                hits.append(Hit(done, step_of_newest(output), time.monotonic(), found[0]))
+                hits.append(Hit(done, step_of_newest(output), time.monotonic()))
                 met.update(process.pid for process in found)
             time.sleep(0.002)
 
@@ -127,22 +125,19 @@ def test_a_rank_that_is_killed_again_and_again(unbroken: TrainResult, phantom_sh
 
 
 def test_a_rank_that_hangs(unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
-    """The other one waits for it no longer than it may, and both start again."""
+    """The other one waits for it no longer than it may, says so, and both start again."""
     output = tmp_path / "run"
-    noticed_after: list[float] = []
+    noticed: list[tuple[float, str]] = []
 
-    def notice() -> None:
-        while not hits:
-            time.sleep(0.05)
-        hits[0].other.wait(WAIT_S)
-        noticed_after.append(time.monotonic() - hits[0].at)
+    def notice(failure: dict[str, Any]) -> None:
+        noticed.append((time.monotonic() - hits[0].at, failure["error"]))
 
     with hitting(output, [5], 2, signal.SIGSTOP) as hits:
-        noticing = threading.Thread(target=notice, daemon=True)
-        noticing.start()
-        result = train(config(phantom_shards, output, workers=2))
-    noticing.join(WAIT_S)
-    assert TIMEOUT_S / 2 < noticed_after[0] < TIMEOUT_S + 10
+        result = train(config(phantom_shards, output, workers=2), Watch(failure=notice))
+    (after_s, error), *more = noticed
+    assert not more
+    assert TIMEOUT_S / 2 < after_s < TIMEOUT_S + 10
+    assert "Timed out" in error
     assert torch.equal(last_state(result), last_state(unbroken))
 
 
