@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from pefomed_ray.config import TrainConfig, build_config
@@ -28,7 +27,7 @@ def config(base: Path, shards: Path, output: Path, workers: int) -> TrainConfig:
         "optimizer": {"learning_rate": 1e-3},
         "training": {"epochs": 1, "batch_size": 8, "micro_batch_size": 2},
         "validation": {"rows": 5, "max_new_tokens": 4},
-        "resources": {"workers": workers},
+        "resources": {"workers": workers, "strategy": "fsdp"},
     }
     return build_config(TrainConfig, values, "test")
 
@@ -38,16 +37,14 @@ def test_two_workers_train_what_one_does(
     family: str, tiny_base: Callable[[str], Path], phantom_shards: Path, tmp_path: Path
 ) -> None:
     base = tiny_base(family)
-    both = train(config(base, phantom_shards, tmp_path / "two", 2), lambda epoch, row: None)
+    both = train(config(base, phantom_shards, tmp_path / "two", 2))
     train_alone(config(base, phantom_shards, tmp_path / "one", 1), tmp_path / "one", lambda row: None)
     one = publish(tmp_path / "one")
     assert one.epochs[0]["answer_tokens"] == both.epochs[0]["answer_tokens"]
-    assert one.epochs[0]["train_loss"] == pytest.approx(both.epochs[0]["train_loss"], abs=2e-4)
-    assert one.epochs[0]["loss"] == pytest.approx(both.epochs[0]["loss"], abs=2e-3)
+    assert one.epochs[0]["train_loss"] == pytest.approx(both.epochs[0]["train_loss"], abs=1e-5)
+    assert one.epochs[0]["loss"] == pytest.approx(both.epochs[0]["loss"], abs=1e-5)
     for name in ("adapter_model.safetensors", "projector.safetensors"):
         ours, theirs = load_file(one.bundle / name), load_file(both.bundle / name)
         assert ours.keys() == theirs.keys()
-        difference = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
-        # Adam turns a gradient that is rounding noise into a full step, so the bulk is compared.
-        assert difference.quantile(0.99) < 2e-4
+        assert max((ours[key] - theirs[key]).abs().max() for key in ours) < 1e-5
     open_bundle(both.bundle)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pefomed_ray.artifacts.base import EMBEDDED_FOLDER
 from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import ShardFile, ShardManifest, save_document
 from pefomed_ray.config import TrainConfig, build_config
@@ -21,6 +20,7 @@ from pefomed_ray.data.phantom import write_slake
 from pefomed_ray.data.shard_file import plan_shards, write_shard
 from pefomed_ray.errors import ConfigError, DivergedError, PefomedError
 from pefomed_ray.model.base import Base
+from pefomed_ray.model.published import Settings, convert_published
 from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training import step as step_module
 from pefomed_ray.training.checkpoint import newest
@@ -29,6 +29,7 @@ from pefomed_ray.training.loop import run
 from pefomed_ray.training.order import TrainingOrder
 from pefomed_ray.training.outcome import halve, that_fits
 from pefomed_ray.training.ranks import Ranks
+from tests.tiny_published import write_published
 
 STEPS = 8
 """Two epochs of 27 rows, eight a step."""
@@ -76,9 +77,10 @@ def config(shards: Path) -> Callable[..., TrainConfig]:
 class Blocks:
     """What Ray Data brings: the blocks of a data worker, one after the other, as one rank's iterator gives them."""
 
-    def __init__(self, order: TrainingOrder) -> None:
+    def __init__(self, order: TrainingOrder, base: Base) -> None:
         self.order = order
-        self.render = RenderBlocks(order, RenderSettings(str(EMBEDDED_FOLDER), "short", max_answer_tokens=32))
+        settings = RenderSettings(str(base.path), base.renderer.template.name, max_answer_tokens=32)
+        self.render = RenderBlocks(order, settings)
 
     def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
         for block in range(self.order.blocks):
@@ -87,7 +89,7 @@ class Blocks:
 
 
 def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
-    return micro_batches(Blocks(order), order, 1, base.renderer, features=None)
+    return micro_batches(Blocks(order, base), order, 1, base.renderer, features=None)
 
 
 class Killed(BaseException):
@@ -239,3 +241,35 @@ def test_recomputing_layers_changes_no_loss(config: Callable[..., TrainConfig], 
         train(config(epochs=1, gradient_checkpointing=True), tmp_path / "r"),
     )
     assert plain[0]["train_loss"] == pytest.approx(recomputed[0]["train_loss"], abs=1e-6)
+
+
+def test_a_run_starts_from_a_converted_checkpoint(shards: Path, tmp_path: Path) -> None:
+    files = write_published(tmp_path)
+    base, start = tmp_path / "base", tmp_path / "start"
+    convert_published(
+        files.checkpoint,
+        files.vision,
+        str(files.language_model),
+        base,
+        start,
+        Settings(vision_layers=2, vision_heads=2),
+    )
+    still = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "warmup_start_learning_rate": 0.0}
+    values: dict[str, Any] = {
+        "name": "converted",
+        "task": "vqa",
+        "template": "legacy",
+        "base": {"path": str(base)},
+        "data": {"shards": str(shards)},
+        "lora": {"rank": 4, "alpha": 8},
+        "optimizer": still,
+        "training": {"epochs": 1, "max_steps": 1, "batch_size": 4, "micro_batch_size": 4},
+        "validation": {"rows": 1, "max_new_tokens": 2},
+    }
+    train(build_config(TrainConfig, values | {"init_from": str(start)}, "test"), tmp_path / "run")
+    train(build_config(TrainConfig, values, "test"), tmp_path / "fresh")
+    given = load_file(start / "adapter_model.safetensors")
+    kept, fresh = (load_file(tmp_path / name / "epochs/001/adapter_model.safetensors") for name in ("run", "fresh"))
+    assert kept.keys() == given.keys()
+    assert all(torch.allclose(kept[name], given[name], atol=1e-6) for name in given)
+    assert not any(torch.allclose(fresh[name], given[name], atol=1e-6) for name in given)
