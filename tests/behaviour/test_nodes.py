@@ -109,7 +109,7 @@ ON_NODES = """
         most = max(most, now)
         later = [rank.pid for node in nodes if node is not victim for rank in ranks(node)] or later
         time.sleep(0.01)
-    print(json.dumps({
+    (output.parent / "found.json").write_text(json.dumps({
         "failed": failed,
         "bundle": str(result[0].bundle) if result else None,
         "killed": len(victims),
@@ -164,7 +164,7 @@ def losing_a_node(what: str, shards: Path, folder: Path, *overrides: str, **valu
         capture_output=True, text=True, timeout=WAIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     assert not found["failed"]
     assert found["left"] == 0
     return found
