@@ -113,6 +113,8 @@ def _in_our_words(error: Exception, resources: ResourcesConfig) -> BaseException
         return PefomedError(
             f"nodes were taken away more often than resources.max_preemptions={resources.max_preemptions} allows"
         )
+    if isinstance(error, RayActorError):
+        return PefomedError("the process that leads the run was lost, with the node it ran on or for lack of memory")
     failures = getattr(error, "worker_failures", {}).values()
     if any(isinstance(getattr(failure, "health_check_failure", failure), RayActorError) for failure in failures):
         return PefomedError(
