@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -51,16 +52,22 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "preset.yaml"
 
 
-def test_a_driver_killed_outright(preset: Path, tmp_path: Path) -> None:
-    whole = subprocess.run(
-        command(str(preset), f"output_dir={tmp_path / 'whole'}"),
-        check=True, timeout=WAIT_S, capture_output=True, text=True,
-    )  # fmt: skip
-    output = tmp_path / "run"
+@pytest.fixture(scope="module")
+def whole(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing befell."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    words = command(str(preset), f"output_dir={output}")
+    subprocess.run(words, check=True, timeout=WAIT_S, capture_output=True)
+    return output
+
+
+def begin(preset: Path, output: Path) -> subprocess.Popen[str]:
+    """A run that has taken six steps of twelve."""
     process = subprocess.Popen(
         command(str(preset), f"output_dir={output}"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
     )
     deadline = time.monotonic() + WAIT_S
@@ -68,6 +75,23 @@ def test_a_driver_killed_outright(preset: Path, tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (steps.is_file() and len(steps.read_bytes().splitlines()) >= 6):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
+    return process
+
+
+def goes_on(output: Path, whole: Path) -> None:
+    again = subprocess.run(
+        command(str(output / "run.yaml"), "--resume"), check=True, timeout=WAIT_S, capture_output=True, text=True
+    )
+    found = json.loads(again.stdout.splitlines()[-1])
+    assert "going on after step" in again.stderr
+    assert found["epochs"] == 3
+    assert Path(found["report"]).is_file()
+    assert torch.equal(last_state(output), last_state(whole))
+
+
+def test_a_driver_killed_outright(preset: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = begin(preset, output)
     os.killpg(process.pid, signal.SIGKILL)  # the driver and the Ray it started
     process.wait(timeout=30)
     assert not (output / "bundle").exists()
@@ -77,10 +101,17 @@ def test_a_driver_killed_outright(preset: Path, tmp_path: Path) -> None:
         command(str(output / "run.yaml")), timeout=WAIT_S, capture_output=True, text=True, check=False
     )
     assert refused.returncode == 2  # the folder is taken
-    again = subprocess.run(
-        command(str(output / "run.yaml"), "--resume"), check=True, timeout=WAIT_S, capture_output=True, text=True
-    )
-    found = json.loads(again.stdout.splitlines()[-1])
-    assert torch.equal(last_state(output), last_state(tmp_path / "whole"))
-    assert found["epochs"] == json.loads(whole.stdout.splitlines()[-1])["epochs"] == 3
-    assert Path(found["report"]).is_file()
+    goes_on(output, whole)
+
+
+def test_a_killed_controller(preset: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = begin(preset, output)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "TrainController" in "".join(child.cmdline()):
+            child.kill()
+    said, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    assert "the process that leads the run was lost" in said
+    assert "--resume" in said
+    goes_on(output, whole)

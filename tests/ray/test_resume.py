@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +78,6 @@ def ranks(but: set[int]) -> list[psutil.Process]:
     return [process for process in processes("RayTrainWorker") if process.pid not in but]
 
 
-def controllers(but: set[int]) -> list[psutil.Process]:
-    """The process that leads a run, in Ray Train."""
-    return [process for process in processes("TrainController") if process.pid not in but]
-
-
 @dataclass(frozen=True)
 class Hit:
     """A rank that was sent a signal."""
@@ -96,14 +91,8 @@ class Hit:
 
 
 @contextmanager
-def hitting(
-    output: Path,
-    steps: list[int],
-    count: int,
-    number: signal.Signals,
-    whom: Callable[[set[int]], list[psutil.Process]] = ranks,
-) -> Iterator[list[Hit]]:
-    """Send the signal to the last of `count` processes at each of these steps, once those started anew are there."""
+def hitting(output: Path, steps: list[int], workers: int, number: signal.Signals) -> Iterator[list[Hit]]:
+    """Send the signal to the last rank at each of these steps, once the ranks that were started anew are there."""
     hits: list[Hit] = []
     met: set[int] = set()
 
@@ -112,7 +101,7 @@ def hitting(
         while len(hits) < len(steps) and time.monotonic() < deadline:
             path = output / STEPS_FILE
             done = len(path.read_bytes().splitlines()) if path.is_file() else 0
-            if done >= steps[len(hits)] and len(found := whom(met)) == count:
+            if done >= steps[len(hits)] and len(found := ranks(met)) == workers:
                 os.kill(found[-1].pid, number)
                 hits.append(Hit(done, step_of_newest(output), time.monotonic()))
                 met.update(process.pid for process in found)
@@ -149,18 +138,6 @@ def test_a_rank_that_hangs(unbroken: TrainResult, phantom_shards: Path, tmp_path
     assert not more
     assert TIMEOUT_S / 2 < after_s < TIMEOUT_S + 10
     assert "Timed out" in error
-    assert torch.equal(last_state(result), last_state(unbroken))
-
-
-def test_a_killed_controller(unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    with (
-        hitting(output, [5], 1, signal.SIGKILL, controllers) as hits,
-        pytest.raises(PefomedError, match="the process that leads the run was lost"),
-    ):
-        train(config(phantom_shards, output, workers=2))
-    assert hits
-    result = train(config(phantom_shards, output, workers=2), resume=True)
     assert torch.equal(last_state(result), last_state(unbroken))
 
 
