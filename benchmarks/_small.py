@@ -6,20 +6,17 @@ tower costs about a quarter of the language model's share of a step, as in the p
 as in visual question answering.
 """
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Blip2VisionConfig, LlamaConfig
 
-from pefomed_ray.artifacts.base import EMBEDDED_FOLDER, IMAGE_SPEC_FILE
-from pefomed_ray.artifacts.storage import write_json
+from benchmarks import _bases
 from pefomed_ray.config.schema import LoraConfig
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.lora import attach_lora
-from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
 from pefomed_ray.rendering.batches import Batch, Rendered, training_batch
-from pefomed_ray.rendering.images import ImageSpec
 
 SIZE_PX = 224
 """49 visual tokens an image."""
@@ -37,30 +34,23 @@ ANSWERS = ("Yes", "No", "X-Ray", "Upper Left Lung, Lower Right Lung", "Liver")
 def make_base(folder: Path) -> Path:
     """The base's folder: a language model of 14 million parameters and a head of 5.5, a tower of 3."""
     torch.manual_seed(0)
-    embedded = PefomedConfig.from_pretrained(EMBEDDED_FOLDER)
-    vision = Blip2VisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=3,
-        image_size=SIZE_PX,
-        patch_size=16,
-    )
-    text = LlamaConfig(
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        vocab_size=14336,
-        bos_token_id=embedded.text_config.bos_token_id,
-        eos_token_id=embedded.text_config.eos_token_id,
-        pad_token_id=embedded.text_config.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    config = PefomedConfig(vision_config=vision, text_config=text, image_token_id=embedded.image_token_id)
-    PefomedForConditionalGeneration(config).save_pretrained(folder)
-    shutil.copy(EMBEDDED_FOLDER / "tokenizer.json", folder)
-    write_json(folder / IMAGE_SPEC_FILE, ImageSpec(SIZE_PX).to_json())
+    vision = {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 3,
+        "image_size": SIZE_PX,
+        "patch_size": 16,
+    }
+    text = {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 6,
+        "vocab_size": 14336,
+        "tie_word_embeddings": True,
+    }
+    _bases.make_base(folder, text, vision)
     return folder
 
 
@@ -73,14 +63,17 @@ def open_trainable(folder: Path) -> Base:
     return base
 
 
-def make_batches(base: Base, count: int, rows: int) -> list[Batch]:
+def make_batches(
+    base: Base, count: int, rows: int, questions: Sequence[str] = QUESTIONS, answers: Sequence[str] = ANSWERS
+) -> list[Batch]:
     """The same `count` batches for each call: pictures of noise, each with a question and its answer."""
-    renderer = base.renderer
+    renderer: Any = base.renderer
+    side = renderer.image_spec.size_px
     generator = torch.Generator().manual_seed(2)
 
     def row(number: int) -> Rendered:
-        pixels = torch.randint(0, 256, (1, 3, SIZE_PX, SIZE_PX), dtype=torch.uint8, generator=generator)
-        question, answer = QUESTIONS[number % len(QUESTIONS)], ANSWERS[number % len(ANSWERS)]
+        pixels = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator)
+        question, answer = questions[number % len(questions)], answers[number % len(answers)]
         return renderer.render("vqa", question, {"pixel_values": pixels}, answer, MAX_ANSWER_TOKENS)
 
     return [

@@ -3,22 +3,18 @@
 `pytest -s -m gpu tests/gpu/test_memory.py` prints the figures. Needs 16 GB on disk and 40 GB on the GPU.
 """
 
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 
-from pefomed_ray.artifacts.base import EMBEDDED_FOLDER, IMAGE_SPEC_FILE
+from benchmarks._bases import LLAMA_2_7B, VIT_G, make_base
 from pefomed_ray.config.schema import LoraConfig, OptimizerConfig, Precision
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.lora import attach_lora, parameter_counts
-from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
 from pefomed_ray.rendering.batches import training_batch
-from pefomed_ray.rendering.images import ImageSpec
 from pefomed_ray.training.step import build_optimizer, train_step
 
 pytestmark = [
@@ -26,41 +22,12 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-LLAMA_2_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-}
-VIT_G = {"image_size": 448}
-"""EVA-CLIP ViT-g is what transformers' Blip2VisionConfig holds by default."""
 ROWS = 4
 GB = 1e9
 BYTES_OF_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight: 4 bits, a byte of scale for 64 of them, and a float32 for 256 scales (arXiv 2305.14314, section 3)."""
 BYTES_LEARNING = 4 * 4
 """Of a trained weight: itself, its gradient and AdamW's two moments, in float32."""
-
-
-def make_base(folder: Path, device: str, text: dict[str, Any], vision: dict[str, Any]) -> None:
-    """A base with the embedded one's tokenizer, these sizes, and random bfloat16 weights."""
-    embedded = json.loads((EMBEDDED_FOLDER / "config.json").read_text())
-    special = {name: embedded["text_config"][name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = PefomedConfig(
-        vision_config=vision, text_config=text | special, image_token_id=embedded["image_token_id"], dtype="bfloat16"
-    )
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = PefomedForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(default)
-    model.save_pretrained(folder, max_shard_size="4GB")
-    shutil.copy(EMBEDDED_FOLDER / "tokenizer.json", folder)
-    (folder / IMAGE_SPEC_FILE).write_text(json.dumps(ImageSpec(config.vision_config.image_size).to_json()))
 
 
 def expected_bytes(base: Base) -> tuple[float, float]:
@@ -88,7 +55,7 @@ def one_step(base: Base, device: str) -> float:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("paper-size") / "base"
-    make_base(target, "cuda", LLAMA_2_7B, VIT_G)
+    make_base(target, LLAMA_2_7B, VIT_G, torch.bfloat16, "cuda")
     torch.cuda.empty_cache()
     return target
 
