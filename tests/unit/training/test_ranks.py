@@ -29,6 +29,8 @@ from pefomed_ray.training.step import build_optimizer, mean_loss, train_step
 from tests.tiny_bases import make_base
 from tests.two_ranks import on_two_ranks
 
+pytestmark = pytest.mark.long
+
 FAMILIES = ("embedded", "llava", "qwen3_vl")
 ANSWERS = ("Yes", "Upper left lung", "2", "No")
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, target_modules=("all-linear",))
