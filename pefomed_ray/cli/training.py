@@ -55,7 +55,9 @@ def epoch_line(epoch: int, row: dict[str, Any]) -> str:
 def resumed_lines(start: dict[str, Any]) -> list[str]:
     """Where a run goes on, and what it could not use; nothing for one that begins."""
     lines = [f"passed over a damaged checkpoint: {what}" for what in start["passed_over"]]
-    return lines + ([f"going on after step {start['step']}"] if start["step"] else [])
+    if start["step"]:
+        lines.append(f"going on after step {start['step']}, {start['micro_batch_size']} rows a micro-batch")
+    return lines
 
 
 def _begun(start: dict[str, Any]) -> None:

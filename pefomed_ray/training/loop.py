@@ -28,8 +28,8 @@ from pefomed_ray.training.trackers import Trackers
 from pefomed_ray.training.validation import ValidationSet
 
 START_FILE = "start.json"
-"""What learns, what a step will send (`model.lora.what_learns`, `ranks.Traffic`), the step that the run goes on from,
-and damaged checkpoints that were passed over for it; written before the first step."""
+"""What learns, what a step will send (`model.lora.what_learns`, `ranks.Traffic`), the rows of a micro-batch, the step
+that the run goes on from, and damaged checkpoints that were passed over for it; written before the first step."""
 
 Report = Callable[[dict[str, Any]], None]
 """Called by every rank after each epoch with that epoch's row of `epochs.json`."""
@@ -130,7 +130,12 @@ class _Learner:
             restore(base.model, optimizer, found)
             progress, passed_over = found.progress, found.passed_over
         order = TrainingOrder.of(rows_of(config, "train"), config, progress.step)
-        begun = learning | {"traffic": asdict(traffic), "step": progress.step, "passed_over": passed_over}
+        begun = learning | {
+            "traffic": asdict(traffic),
+            "micro_batch_size": size.micro_batch_size,
+            "step": progress.step,
+            "passed_over": passed_over,
+        }
         return cls(config, ranks, base, optimizer, order, progress, identity, begun)
 
     def step(self, micro_batches: dict[int, Batch]) -> Step | None:

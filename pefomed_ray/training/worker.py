@@ -56,6 +56,7 @@ def train_worker(payload: dict[str, Any]) -> None:
         record_stop(output, error)
         raise
     except torch.OutOfMemoryError as error:
+        record_failure(output, ranks.rank, error)
         try:
             halve(config, output, error)
         except PefomedError as nothing_left:

@@ -23,8 +23,10 @@ def test_what_learns_is_one_line_with_modules_and_counts() -> None:
 
 
 def test_where_a_run_goes_on_and_what_it_passed_over() -> None:
-    assert resumed_lines({"step": 0, "passed_over": []}) == []
-    assert resumed_lines({"step": 3, "passed_over": ["00000006 (state.safetensors does not match its sha256)"]}) == [
+    begun = {"step": 0, "passed_over": [], "micro_batch_size": 4}
+    assert resumed_lines(begun) == []
+    damaged = {"step": 3, "passed_over": ["00000006 (state.safetensors does not match its sha256)"]}
+    assert resumed_lines(begun | damaged) == [
         "passed over a damaged checkpoint: 00000006 (state.safetensors does not match its sha256)",
-        "going on after step 3",
+        "going on after step 3, 4 rows a micro-batch",
     ]
