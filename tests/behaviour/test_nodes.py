@@ -41,7 +41,8 @@ ON_NODES = """
     from pefomed_ray.config import TrainConfig, load_config
     from pefomed_ray.training.trainer import train
 
-    preset, output, what, overrides = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    preset, output, what, at = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    overrides = sys.argv[5:]
     NOTICE_S = 8
 
     def ranks(node):
@@ -82,7 +83,7 @@ ON_NODES = """
 
     training = threading.Thread(target=fit)
     training.start()
-    wait_for(lambda: steps() >= 17)
+    wait_for(lambda: steps() >= at)
     victim = next(node for node in reversed(nodes) if ranks(node))
     victims = ranks(victim)
     if what == "preempted":
@@ -156,9 +157,12 @@ def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {"bundle": found["bundle"], "loss": epochs[0]["train_loss"]}
 
 
-def losing_a_node(what: str, shards: Path, folder: Path, *overrides: str, **values: int) -> dict[str, Any]:
+def losing_a_node(
+    what: str, shards: Path, folder: Path, *overrides: str, step: int = 17, **values: int
+) -> dict[str, Any]:
+    """What came of a run whose node goes after so many steps."""
     (folder / "preset.yaml").write_text(CONFIG.format(shards=shards, **values))
-    words = [str(folder / "preset.yaml"), str(folder / "run"), what, *overrides]
+    words = [str(folder / "preset.yaml"), str(folder / "run"), what, str(step), *overrides]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ON_NODES), *words],
         capture_output=True, text=True, timeout=WAIT_S, check=False,
@@ -170,8 +174,9 @@ def losing_a_node(what: str, shards: Path, folder: Path, *overrides: str, **valu
     return found
 
 
-def test_a_killed_node(unbroken: dict[str, Any], shards: Path, tmp_path: Path) -> None:
-    found = losing_a_node("killed", shards, tmp_path, checkpoint_steps=5, max_failures=3)
+@pytest.mark.parametrize("step", [1, 17, 113])
+def test_a_killed_node(unbroken: dict[str, Any], shards: Path, tmp_path: Path, step: int) -> None:
+    found = losing_a_node("killed", shards, tmp_path, step=step, checkpoint_steps=5, max_failures=3)
     assert found["killed"] == found["ranks_after"] == 2
     assert 1 <= found["steps_lost"] <= 5
     assert torch.equal(weights(found["bundle"]), weights(unbroken["bundle"]))

@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pefomed_ray.training.checkpoint import step_of_newest
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 WAIT_S = 300
+CHECKPOINT_STEPS = 2
 CONFIG = """
 name: killed
 task: vqa
@@ -23,7 +26,7 @@ template: short
 data: {{shards: {shards}}}
 lora: {{rank: 4, alpha: 8, dropout: 0.1}}
 optimizer: {{learning_rate: 1.0e-3}}
-training: {{epochs: 3, batch_size: 8, micro_batch_size: 4, checkpoint_steps: 2}}
+training: {{epochs: 3, batch_size: 8, micro_batch_size: 4, checkpoint_steps: {checkpoint_steps}}}
 validation: {{rows: 4, max_new_tokens: 2}}
 """
 
@@ -48,7 +51,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-c", code, str(folder / "corpus")], check=True, timeout=WAIT_S)
     prepare = [sys.executable, "-m", "pefomed_ray", "data", "prepare", str(folder / "corpus"), str(folder / "shards")]
     subprocess.run(prepare, check=True, timeout=WAIT_S, capture_output=True)
-    (folder / "preset.yaml").write_text(CONFIG.format(shards=folder / "shards"))
+    (folder / "preset.yaml").write_text(CONFIG.format(shards=folder / "shards", checkpoint_steps=CHECKPOINT_STEPS))
     return folder / "preset.yaml"
 
 
@@ -61,8 +64,8 @@ def whole(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def begin(preset: Path, output: Path) -> subprocess.Popen[str]:
-    """A run that has taken six steps of twelve."""
+def begin(preset: Path, output: Path, step: int) -> subprocess.Popen[str]:
+    """A run that has taken so many steps of twelve."""
     process = subprocess.Popen(
         command(str(preset), f"output_dir={output}"),
         stdout=subprocess.PIPE,
@@ -72,26 +75,30 @@ def begin(preset: Path, output: Path) -> subprocess.Popen[str]:
     )
     deadline = time.monotonic() + WAIT_S
     steps = output / "steps.jsonl"
-    while time.monotonic() < deadline and not (steps.is_file() and len(steps.read_bytes().splitlines()) >= 6):
+    while time.monotonic() < deadline and not (steps.is_file() and len(steps.read_bytes().splitlines()) >= step):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
     return process
 
 
 def goes_on(output: Path, whole: Path) -> None:
+    """To the very end of the other run, with no more steps done again than lie between two checkpoints."""
+    taken, kept = len((output / "steps.jsonl").read_bytes().splitlines()), step_of_newest(output)
+    assert taken - kept <= CHECKPOINT_STEPS
     again = subprocess.run(
         command(str(output / "run.yaml"), "--resume"), check=True, timeout=WAIT_S, capture_output=True, text=True
     )
     found = json.loads(again.stdout.splitlines()[-1])
-    assert "going on after step" in again.stderr
+    assert (f"going on after step {kept}," in again.stderr) == (kept > 0)
     assert found["epochs"] == 3
     assert Path(found["report"]).is_file()
     assert torch.equal(last_state(output), last_state(whole))
 
 
-def test_a_driver_killed_outright(preset: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_a_driver_killed_outright(preset: Path, whole: Path, tmp_path: Path, step: int) -> None:
     output = tmp_path / "run"
-    process = begin(preset, output)
+    process = begin(preset, output, step)
     os.killpg(process.pid, signal.SIGKILL)  # the driver and the Ray it started
     process.wait(timeout=30)
     assert not (output / "bundle").exists()
@@ -104,9 +111,10 @@ def test_a_driver_killed_outright(preset: Path, whole: Path, tmp_path: Path) -> 
     goes_on(output, whole)
 
 
-def test_a_killed_controller(preset: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [3, 10])
+def test_a_killed_controller(preset: Path, whole: Path, tmp_path: Path, step: int) -> None:
     output = tmp_path / "run"
-    process = begin(preset, output)
+    process = begin(preset, output, step)
     for child in psutil.Process(process.pid).children(recursive=True):
         if "TrainController" in "".join(child.cmdline()):
             child.kill()
