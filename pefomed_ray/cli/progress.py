@@ -12,7 +12,7 @@ from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.cli.console import err, percent, say, table
 
 if TYPE_CHECKING:
-    from pefomed_ray.search.study import TrialRow
+    from pefomed_ray.search.leaderboard import TrialRow
 
 LINE_INTERVAL_S = 10.0
 

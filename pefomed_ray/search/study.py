@@ -1,7 +1,7 @@
 """A search: Optuna proposes, ASHA stops what lags, and the leaderboard says what came of every trial."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +11,25 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from pefomed_ray.artifacts.storage import read_json, write_json
 from pefomed_ray.config import SearchConfig, TrainConfig, save_config
 from pefomed_ray.config.schema import Choice, Dimension, Integer, LogUniform
 from pefomed_ray.errors import ConfigError, PefomedError, original_error
+from pefomed_ray.search.leaderboard import (
+    TRIALS_FOLDER,
+    EndedTrial,
+    TrialRow,
+    ranked,
+    reason_of,
+    trial_row,
+    write_leaderboard,
+)
 from pefomed_ray.search.space import check_search, output_dir, trial_config
 from pefomed_ray.search.trial import run_trial
 from pefomed_ray.training.feed import DATA_WORKER_CPUS
 from pefomed_ray.training.preflight import with_absolute_paths
-from pefomed_ray.training.trainer import publish
 
 OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Called with (trial id, its parameters, the epoch's row)."""
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A line of the leaderboard. `value` is the best epoch's metric; None for a trial that reported nothing."""
-
-    trial: str
-    state: str
-    """`finished`, `stopped` (by ASHA, before its last epoch) or `failed`."""
-    value: float | None
-    best_epoch: int | None
-    epochs: int
-    params: dict[str, Any]
-    bundle: str | None
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +61,16 @@ def run_search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     preset = with_absolute_paths(first).model_dump(mode="json")
     results = _tuner(search, preset, first, output, on_report).fit()
-    rows = sorted(
-        (_row(result, output, search.metric, first.training.epochs) for result in results),
-        key=lambda row: (row.value is None, -(row.value or 0.0), row.trial),
+    trials = (
+        EndedTrial(Path(result.path).name, dict(result.config), reason_of(result.error) if result.error else None)
+        for result in results
     )
+    rows = ranked(trial_row(output, trial, search.metric, first.training.epochs) for trial in trials)
     if rows[0].value is None:
         raise original_error(results.errors[0]) if results.errors else PefomedError("no trial reported anything")
     best_config = output / "best.yaml"
     save_config(trial_config(values, rows[0].params, name=f"{search.name}-best"), best_config)
-    leaderboard = output / "leaderboard.json"
-    write_json(leaderboard, {"metric": search.metric, "mode": "max", "trials": [asdict(row) for row in rows]})
+    leaderboard = write_leaderboard(output, search.metric, rows)
     return SearchResult(output, leaderboard, best_config, rows)
 
 
@@ -118,7 +110,7 @@ def _tuner(
 ) -> tune.Tuner:
     resources = first.resources
     request = {"GPU": 1.0, "CPU": 0.001} if resources.use_gpu else {"CPU": resources.cpus_per_worker}
-    trainable = tune.with_parameters(run_trial, values=values, output=str(output / "trials"))
+    trainable = tune.with_parameters(run_trial, values=values, output=str(output / TRIALS_FOLDER))
     return tune.Tuner(
         tune.with_resources(trainable, request),
         param_space={key: _domain(dimension) for key, dimension in search.space.items()},
@@ -154,25 +146,3 @@ def _domain(dimension: Dimension) -> Any:
 
 def _trial_folder(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-def _row(result: Any, output: Path, metric: str, epochs: int) -> TrialRow:
-    params = dict(result.config)
-    trial = Path(result.path).name
-    folder = output / "trials" / trial
-    if result.error is not None or not (folder / "epochs.json").is_file():
-        cause = original_error(result.error) if result.error else None
-        reason = f"{type(cause).__name__}: {cause}".splitlines()[0] if cause else "reported nothing"
-        return TrialRow(trial, "failed", None, None, 0, params, None, reason)
-    record = read_json(folder / "epochs.json")
-    done = len(record["epochs"])
-    published = publish(folder)
-    return TrialRow(
-        trial=trial,
-        state="finished" if done >= epochs else "stopped",
-        value=record["epochs"][record["best"] - 1][metric],
-        best_epoch=record["best"],
-        epochs=done,
-        params=params,
-        bundle=str(published.bundle),
-    )
