@@ -73,6 +73,15 @@ def open_bundle(
     cannot hold it so, and DataError where a file does not match its sha256, the base is another one than trained on, or
     the template of that name reads differently today than it did in training: both digests are named.
     """
+    base, manifest = open_base_of(directory, precision, device)
+    put_on(base, directory, trainable=trainable)
+    return base, manifest
+
+
+def open_base_of(
+    directory: Path, precision: Precision | None = None, device: torch.device | str = "cpu"
+) -> tuple[Base, BundleManifest]:
+    """What `open_bundle` does, but for the adapter and projector. Raises as it does."""
     manifest = verify_bundle(directory)
     digest = base_digest(base_folder(manifest.base))
     if digest != manifest.base_digest:
@@ -86,12 +95,16 @@ def open_bundle(
             f"bundle {str(directory)!r} was trained with template {manifest.template!r} of digest "
             f"{manifest.template_digest[:16]}, but this version's is {base.renderer.digest[:16]}; train it again"
         )
+    return base, manifest
+
+
+def put_on(base: Base, directory: Path, *, trainable: bool = False) -> None:
+    """Put a verified bundle's adapter and projector into its base. Raises DataError where they do not fit."""
     load_lora(base, directory)
     if (directory / PROJECTOR_FILE).is_file():
         _load_projector(base, directory / PROJECTOR_FILE)
     if trainable:
         make_trainable(base, train_projector=(directory / PROJECTOR_FILE).is_file())
-    return base, manifest
 
 
 def _load_projector(base: Base, path: Path) -> None:

@@ -1,35 +1,27 @@
 """The training loop over steps and epochs, the same alone in a process and on every rank of a worker group."""
 
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pefomed_ray.artifacts.storage import digest_of, local_path, write_json
+from pefomed_ray.artifacts.storage import digest_of, local_path
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.errors import DivergedError
 from pefomed_ray.model.base import Base, open_base
-from pefomed_ray.model.bundle import open_bundle, save_bundle
+from pefomed_ray.model.bundle import open_base_of, put_on
 from pefomed_ray.model.lora import attach_lora, what_learns
 from pefomed_ray.rendering.batches import Batch
-from pefomed_ray.training.checkpoint import Progress, gather, newest, restore, save_checkpoint, weights
-from pefomed_ray.training.journal import Journal
-from pefomed_ray.training.lineage import lineage_of, run_identity
+from pefomed_ray.training.checkpoint import Progress, gather, newest, restore
+from pefomed_ray.training.keeper import Clock, Keeper, Run
+from pefomed_ray.training.lineage import run_identity
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_features
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
-from pefomed_ray.training.trackers import Trackers
 from pefomed_ray.training.validation import ValidationSet
-
-START_FILE = "start.json"
-"""What learns, what a step will send (`model.lora.what_learns`, `ranks.Traffic`), the rows of a micro-batch, the step
-that the run goes on from, and damaged checkpoints that were passed over for it; written before the first step."""
 
 Report = Callable[[dict[str, Any]], None]
 """Called by every rank after each epoch with that epoch's row of `epochs.json`."""
@@ -37,21 +29,35 @@ MustSave = Callable[[], bool]
 """Asked by every rank after each step, with the same answer on all: whether a checkpoint is wanted at once."""
 
 
-def prepare_model(config: TrainConfig, device: torch.device) -> Base:
-    """The base with fresh adapters, or with those of the bundle the run starts from.
+def open_frozen(config: TrainConfig, device: torch.device) -> Base:
+    """The base, without adapters as yet: what all runs share that differ in `lora` and `optimizer` alone.
 
-    Raises ConfigError where the device cannot hold the base as `config.base` wants it.
+    Raises ConfigError where the device cannot hold it as `config.base` wants, and what `open_bundle` does where the run
+    starts from a bundle that is not for it.
     """
     if config.init_from is not None:
-        directory = local_path(config.init_from)
-        base = open_bundle(directory, trainable=True, precision=config.base, device=device)[0]
+        base = open_base_of(local_path(config.init_from), config.base, device)[0]
     else:
         base = open_base(config.base.path, config.template, config.base, device)
-        # Every rank draws the same initial adapters; FSDP2 then keeps each rank's part of them.
-        torch.manual_seed(config.seed)
-        attach_lora(base, config.lora, train_projector=config.projector.train)
     if config.training.gradient_checkpointing:
         base.recompute_layers()
+    return base
+
+
+def adapt(base: Base, config: TrainConfig) -> None:
+    """Put fresh adapters into an open base, or those of the bundle that the run starts from; let them learn."""
+    if config.init_from is not None:
+        put_on(base, local_path(config.init_from), trainable=True)
+        return
+    # Every rank draws the same initial adapters; FSDP2 then keeps each rank's part of them.
+    torch.manual_seed(config.seed)
+    attach_lora(base, config.lora, train_projector=config.projector.train)
+
+
+def prepare_model(config: TrainConfig, device: torch.device) -> Base:
+    """The base with the adapters that the run begins with. Raises what `open_frozen` raises."""
+    base = open_frozen(config, device)
+    adapt(base, config)
     return base
 
 
@@ -70,27 +76,28 @@ def run(
     shards that are not what their manifest says, and what `prepare_model` and `newest` raise.
     """
     learner = _Learner.begin(config, output, ranks)
-    order, progress = learner.order, learner.progress
-    validation = ValidationSet.load(rows_of(config, "validation"), config, learner.base.renderer, ranks)
-    keeper = _Keeper(learner, output) if ranks.rank == 0 else None
+    order, progress = learner.run.order, learner.run.progress
+    base = learner.run.base
+    validation = ValidationSet.load(rows_of(config, "validation"), config, base.renderer, ranks)
+    keeper = Keeper(learner.run, output) if ranks.rank == 0 else None
     numbers = order.numbers(ranks.rank, ranks.world_size)
-    batches = stream(order, learner.base)
-    learner.base.model.train()
-    clock = _Clock()
-    while progress.step < order.total_steps and not _is_enough(config, progress):
+    batches = stream(order, base)
+    base.model.train()
+    clock = Clock()
+    while not learner.run.is_over:
         micro_batches = {number: clock.wait(batches).to(ranks.device) for number in numbers}
         step = learner.step(micro_batches)
         timing = clock.step()
         if step and keeper:
             keeper.journal.step(progress.step, asdict(step) | timing)
         row = {}
-        if progress.step % order.steps_per_epoch == 0 or progress.step == order.total_steps:
-            row = learner.epoch_row(clock)
-            row |= validation.measure(learner.base.model, learner.base.renderer, ranks)
+        if learner.run.epoch_ended:
+            row = learner.run.epoch_row(clock)
+            row |= validation.measure(base.model, base.renderer, ranks)
             progress.end_epoch(row, config.validation.metric)
-            clock = _Clock()
+            clock = Clock()
         if row or progress.step % config.training.checkpoint_steps == 0 or must_save():
-            tensors = gather(learner.base.model, learner.optimizer)
+            tensors = gather(base.model, learner.optimizer)
             if keeper:
                 keeper.keep(tensors, epoch_ended=bool(row))
         if row:
@@ -101,17 +108,11 @@ def run(
 
 @dataclass(frozen=True)
 class _Learner:
-    """What learns, on one rank, and how far it is."""
+    """What learns, on one rank."""
 
-    config: TrainConfig
+    run: Run
     ranks: Ranks
-    base: Base
     optimizer: torch.optim.Optimizer
-    order: TrainingOrder
-    progress: Progress
-    identity: dict[str, Any]
-    begun: dict[str, Any]
-    """What START_FILE says."""
 
     @classmethod
     def begin(cls, config: TrainConfig, output: Path, ranks: Ranks) -> "_Learner":
@@ -136,25 +137,25 @@ class _Learner:
             "step": progress.step,
             "passed_over": passed_over,
         }
-        return cls(config, ranks, base, optimizer, order, progress, identity, begun)
+        return cls(Run(config, base, order, progress, identity, begun), ranks, optimizer)
 
     def step(self, micro_batches: dict[int, Batch]) -> Step | None:
         """One step over this rank's micro-batches, by their numbers in the global batch.
 
         None where it was left out because loss or gradient was not finite; DivergedError where that was once too often.
         """
-        config, progress = self.config, self.progress
+        run, config, progress = self.run, self.run.config, self.run.progress
         # Dropout follows from the step and the micro-batch's number alone: a run which goes on draws what an unbroken
         # one would, and so does any number of workers.
         seeds = [int(digest_of([config.seed, progress.step, number])[:15], 16) for number in micro_batches]
-        learning_rate = learning_rate_at(progress.step, self.order.total_steps, config.optimizer)
+        learning_rate = learning_rate_at(progress.step, run.order.total_steps, config.optimizer)
         progress.step += 1
         try:
             step = train_step(
-                self.base.model,
+                run.base.model,
                 self.optimizer,
                 list(micro_batches.values()),
-                self.base.renderer,
+                run.base.renderer,
                 learning_rate,
                 config.optimizer.max_grad_norm,
                 ranks=self.ranks,
@@ -167,93 +168,3 @@ class _Learner:
             raise DivergedError(f"step {progress.step}: {error}") from None
         progress.steps.append(asdict(step))
         return step
-
-    def epoch_row(self, clock: "_Clock") -> dict[str, Any]:
-        """The epoch that has just ended, but for its validation. Rows a second are of what `clock` has seen of it."""
-        steps = self.progress.steps
-        if not steps:
-            raise DivergedError("no step of a whole epoch could be taken; lower optimizer.learning_rate or lora.alpha")
-        tokens = sum(step["answer_tokens"] for step in steps)
-        timing = clock.epoch()
-        return {
-            "train_loss": sum(step["loss"] * step["answer_tokens"] for step in steps) / max(tokens, 1),
-            "grad_norm": steps[-1]["grad_norm"],
-            "learning_rate": steps[-1]["learning_rate"],
-            "answer_tokens": tokens,
-            "steps": len(steps),
-            "bad_steps": self.progress.bad_steps,
-            "rows_per_s": clock.steps * self.order.batch_size / timing["train_s"],
-            **timing,
-            **{name: self.begun[name] for name in ("trainable_parameters", "parameters")},
-        }
-
-
-class _Keeper:
-    """What rank 0 writes down: the journal, bundles and checkpoints."""
-
-    def __init__(self, learner: _Learner, output: Path) -> None:
-        self.learner = learner
-        self.output = output
-        write_json(output / START_FILE, learner.begun)
-        trackers = Trackers(learner.config, output)
-        self.journal = Journal(output, learner.order, learner.progress, trackers)
-
-    def keep(self, tensors: dict[str, Tensor], *, epoch_ended: bool) -> None:
-        """A checkpoint of what `gather` gave, after the bundle of the epoch if one has ended."""
-        if epoch_ended:
-            self._keep_bundle(weights(tensors))
-            self.journal.epoch(self.learner.progress)
-        save_checkpoint(self.output, self.learner.progress, tensors, self.learner.identity)
-
-    def _keep_bundle(self, trained: dict[str, Tensor]) -> None:
-        """The last epoch's and the best one's stay."""
-        config, base, epochs = self.learner.config, self.learner.base, self.learner.progress.epochs
-        row = epochs[-1]
-        metrics = {
-            name: {"value": row[name], "n": int(row["n"]), "unscored": 0, "ci95": None}
-            for name in ("exact_match", "rougeL")
-        } | {"split": "validation", "loss": row["loss"]}
-        folder = self.output / "epochs"
-        folder.mkdir(exist_ok=True)
-        target = folder / f"{len(epochs):03d}"
-        shutil.rmtree(target, ignore_errors=True)  # what a run left that ended here, before its checkpoint was there
-        save_bundle(target, base, config, trained, lineage_of(config, base, len(epochs)), metrics)
-        for position in range(len(epochs) - 1):
-            if position != self.learner.progress.best:
-                shutil.rmtree(folder / f"{position + 1:03d}", ignore_errors=True)
-
-
-def _is_enough(config: TrainConfig, progress: Progress) -> bool:
-    """Whether the metric has not become better for as long as the config allows."""
-    patience = config.training.early_stopping_patience
-    return patience is not None and len(progress.epochs) - 1 - progress.best >= patience > 0 and progress.best >= 0
-
-
-class _Clock:
-    """Seconds of an epoch, or of what this process has done of it, and how many were spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.started = self.step_started = time.monotonic()
-        self.waited_s = self.waited_in_step_s = 0.0
-        self.steps = 0
-
-    def wait(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch."""
-        before = time.monotonic()
-        batch = next(batches)
-        self.waited_in_step_s += time.monotonic() - before
-        return batch
-
-    def step(self) -> dict[str, float]:
-        """Of the step that has just ended."""
-        now = time.monotonic()
-        step_s, waited_s = now - self.step_started, self.waited_in_step_s
-        self.step_started, self.waited_in_step_s = now, 0.0
-        self.waited_s += waited_s
-        self.steps += 1
-        return {"step_s": step_s, "data_wait_share": waited_s / step_s}
-
-    def epoch(self) -> dict[str, float]:
-        """So far."""
-        train_s = time.monotonic() - self.started
-        return {"train_s": train_s, "data_wait_share": self.waited_s / train_s}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pefomed_ray.artifacts.storage import read_json, write_bytes
 from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
-from pefomed_ray.training.loop import START_FILE
+from pefomed_ray.training.keeper import START_FILE
 
 REPORT_FILE = "report.html"
 STEP_CURVES = {
