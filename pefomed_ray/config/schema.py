@@ -354,6 +354,15 @@ class AshaConfig(Section):
     """The best 1/reduction_factor of a rung go on."""
 
 
+class WinnerConfig(Section):
+    """How the best of a search is chosen, once its trials have ended."""
+
+    rescore: PositiveInt = 3
+    """The best so many trials answer the whole validation split; the best of them there wins."""
+    retrain: bool = False
+    """Train the winner's config once more, into `<output_dir>/best`, rather than take the trial's own bundle."""
+
+
 class SearchConfig(Section):
     """One search: `pefomed-ray search search_spaces/SPACE.yaml`."""
 
@@ -374,6 +383,7 @@ class SearchConfig(Section):
     metric: Literal["exact_match", "rougeL"] = "exact_match"
     """Of the validation rows; larger is better."""
     asha: AshaConfig = AshaConfig()
+    choice: WinnerConfig = WinnerConfig()
     seed: Annotated[int, Field(ge=0)] = 42
 
 
