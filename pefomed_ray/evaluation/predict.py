@@ -60,7 +60,7 @@ class GenerationSettings:
 
 def predict(
     bundle: Path,
-    shards: Path,
+    shards: str | Path,
     split: str,
     settings: GenerationSettings,
     *,

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pefomed_ray.artifacts.base import base_folder
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.artifacts.precision import check_has_gpu
 from pefomed_ray.artifacts.records import Task
@@ -51,12 +52,16 @@ def check_evaluation(
     return tasks[0]
 
 
-def read_texts(shards: Path, split: str, rows_limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a split without their images, in row order. Raises DataError where there are none."""
+def read_texts(shards: str | Path, split: str, rows_limit: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a split of shards on disk or on S3 without their images, in row order.
+
+    Raises DataError where there are none.
+    """
     index = open_index(shards, split)
     rows: list[dict[str, Any]] = []
     for path in dict.fromkeys(path for path, _ in index.row_groups):
-        with pq.ParquetFile(path) as file:
+        folder, name = path.rsplit("/", 1)
+        with open_folder(folder).open(name) as opened, pq.ParquetFile(opened) as file:
             rows += file.read(columns=TEXT_COLUMNS).to_pylist()
         if rows_limit is not None and len(rows) >= rows_limit:
             return rows[:rows_limit]

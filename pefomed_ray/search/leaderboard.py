@@ -3,20 +3,28 @@
 <output>/trials/<trial id>/epochs.json     {"best": number from 1, "epochs": [...]}
 <output>/trials/<trial id>/bundle/         the best epoch's, taken out of epochs/
 <output>/leaderboard.json                  {"metric", "mode", "trials": [...]}, best first
+<output>/leaderboard.csv                   the same, a column for each parameter
 """
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pefomed_ray.artifacts.storage import read_json, write_json
+from ray.exceptions import RayActorError
+from scipy import stats
+
+from pefomed_ray.artifacts.storage import read_json, write_bytes, write_json
 from pefomed_ray.errors import PefomedError, original_error
+from pefomed_ray.metrics.intervals import CONFIDENCE, Metric
 from pefomed_ray.training.journal import EPOCHS_FILE
 from pefomed_ray.training.trainer import publish
 
 TRIALS_FOLDER = "trials"
 LEADERBOARD_FILE = "leaderboard.json"
+CSV_FILE = "leaderboard.csv"
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,30 @@ class EndedTrial:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A line of the leaderboard. `value` is the best epoch's metric; None for a trial that reported nothing."""
+    """A line of the leaderboard."""
 
     trial: str
     state: str
-    """`finished`, `stopped` (by ASHA, before its last epoch) or `failed`."""
+    """`finished`, `stopped` (before its last epoch: by ASHA, or because it no longer became better) or `failed`."""
     value: float | None
+    """The metric of the best epoch; None for a trial that failed. Of the best of several epochs, so rather too high."""
+    n: int | None
+    """Validation rows that `value` is the mean of: the first `validation.rows` of the split."""
+    ci95: tuple[float, float] | None
+    """Of `value`, where it is a share of n rows (`share_interval`); None for other metrics."""
     best_epoch: int | None
+    """Counted from 1."""
     epochs: int
+    """That were done."""
     params: dict[str, Any]
+    trainable_parameters: int | None
+    train_s: float
+    """Seconds of training, validation and saving not among them."""
     bundle: str | None
     reason: str | None = None
+    """Why it failed."""
+    rescored: Metric | None = None
+    """The metric over the whole validation split, of those trials that were asked again (`choice`)."""
 
 
 def trial_row(output: Path, trial: EndedTrial, metric: str, epochs: int) -> TrialRow:
@@ -50,37 +71,57 @@ def trial_row(output: Path, trial: EndedTrial, metric: str, epochs: int) -> Tria
     May be called again for the same trial.
     """
     folder = output / TRIALS_FOLDER / trial.id
-    record = read_json(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else {"epochs": []}
-    done = len(record["epochs"])
-    if trial.error is not None or not done:
-        return TrialRow(trial.id, "failed", None, None, done, trial.params, None, trial.error or "reported nothing")
+    record = read_json(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else {"best": 0, "epochs": []}
+    done: list[dict[str, Any]] = record["epochs"]
+    failed = trial.error is not None or not done
+    best = None if failed else done[record["best"] - 1]
     return TrialRow(
         trial=trial.id,
-        state="finished" if done >= epochs else "stopped",
-        value=record["epochs"][record["best"] - 1][metric],
-        best_epoch=record["best"],
-        epochs=done,
+        state="failed" if failed else "finished" if len(done) >= epochs else "stopped",
+        value=best[metric] if best else None,
+        n=int(best["n"]) if best else None,
+        ci95=share_interval(best[metric], int(best["n"])) if best and metric == "exact_match" else None,
+        best_epoch=record["best"] if best else None,
+        epochs=len(done),
         params=trial.params,
-        bundle=str(_published(folder, record["best"])),
+        trainable_parameters=done[0]["trainable_parameters"] if done else None,
+        train_s=sum(row["train_s"] for row in done),
+        bundle=str(_published(folder, record["best"])) if best else None,
+        reason=(trial.error or "reported nothing") if failed else None,
     )
 
 
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n rows, after Wilson (1927).
+
+    As if rows were independent: which answers were right is not kept each epoch, so rows about one image cannot be
+    resampled together. It is then rather too narrow; those of re-scored trials (`choice`) are not.
+    """
+    interval = stats.binomtest(round(share * n), n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def ranked(rows: Iterable[TrialRow]) -> list[TrialRow]:
-    """Best first; failed trials last."""
-    return sorted(rows, key=lambda row: (row.value is None, -(row.value or 0.0), row.trial))
+    """Best first, of equals the one that trains less; failed trials last."""
+    return sorted(
+        rows, key=lambda row: (row.value is None, -(row.value or 0.0), row.trainable_parameters or 0, row.trial)
+    )
 
 
-def write_leaderboard(output: Path, metric: str, rows: list[TrialRow]) -> Path:
-    """Write `leaderboard.json` of ranked rows."""
+def write_leaderboard(output: Path, metric: str, rows: Sequence[TrialRow]) -> Path:
+    """Write `leaderboard.json` and `leaderboard.csv` of ranked rows; answers the former's path."""
     path = output / LEADERBOARD_FILE
     write_json(path, {"metric": metric, "mode": "max", "trials": [asdict(row) for row in rows]})
+    write_bytes(output / CSV_FILE, _csv(rows).encode())
     return path
 
 
 def reason_of(error: BaseException) -> str:
-    """One line for people. Our own errors and torch's are quoted; of others only the kind is said, since nobody knows
-    what an unforeseen message quotes."""
+    """Why a trial failed, in one line. Our own errors and torch's are quoted; of others only the kind is said, since
+    nobody knows what an unforeseen message quotes."""
     cause = original_error(error)
+    if isinstance(cause, RayActorError):
+        return "its process was lost: killed, by the system where memory ran out most often, or with its node"
     if not isinstance(cause, PefomedError):
         cause = getattr(error, "cause", None) or error  # inside a RayTaskError
     quoted = isinstance(cause, PefomedError | RuntimeError) and str(cause)
@@ -92,3 +133,28 @@ def _published(folder: Path, best: int) -> Path:
     if bundle.is_dir() and not (folder / "epochs" / f"{best:03d}").exists():
         return bundle  # by an earlier call
     return publish(folder).bundle
+
+
+def _csv(rows: Sequence[TrialRow]) -> str:
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))  # a conditional parameter is not in every row
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(row: TrialRow) -> dict[str, Any]:
+    """A row with columns for the ends of an interval and, last, one for each parameter."""
+    values = asdict(row)
+    params, rescored = values.pop("params"), values.pop("rescored") or {}
+    values |= _ends("ci95", values.pop("ci95"))
+    values |= {f"rescored_{name}": rescored.get(name) for name in ("value", "n")}
+    values |= _ends("rescored_ci95", rescored.get("ci95"))
+    return values | params
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
