@@ -63,7 +63,7 @@ class Difference:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float], clusters: Sequence[str]) -> Difference:
-    """The mean of `ours - theirs`, values in [0, 1] of the same rows, resampled by cluster as `mean_with_interval` does.
+    """The mean of `ours - theirs`, values in [0, 1] of the same rows, resampled by cluster as `mean_with_interval`.
 
     p is twice the smaller share of resamples at or beyond 0, counted with one more so that it is never 0. Where no row
     differs, resampling shows no spread; the interval is then as wide as the exact upper limit of the share of clusters

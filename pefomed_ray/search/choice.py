@@ -10,7 +10,6 @@ as `evaluate` asks. The test split is not opened.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,14 @@ from pefomed_ray.metrics.vqa import exact_match
 from pefomed_ray.search.leaderboard import TRIALS_FOLDER, TrialRow, ranked
 from pefomed_ray.training.trainer import train
 
+OnProgress = Callable[[int, int], None]
+
 CHOICE_FILE = "choice.json"
 SPLIT = "validation"
 SCORES: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match, "rougeL": rouge_l}
 """As each epoch's validation scores a row (prediction, answer)."""
 PAPER_RANK, PAPER_ALPHA, PAPER_LEARNING_RATES = 64, 16, (1e-5, 3e-5)
-"""LoRA and peak learning rate of arXiv 2401.02797, section 3."""
+"""LoRA and peak learning rates of arXiv 2401.02797, section 4.1 and the published configuration files."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ def choose(
     output: Path,
     *,
     workers: int = 1,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Choice:
     """Re-score the best `choice.rescore` trials of ranked `rows`, and the best of those that ran the paper's defaults.
 
     `workers` processes answer, each as large as the trial was; Ray must have been started. `on_progress(done, total)`
-    counts answers. Writes what the head of this module lists. Raises PefomedError where no trial came to a result, and
+    counts the answers of each in turn. Writes what the head of this module lists. Raises PefomedError where no trial came to a result, and
     what `predict` raises.
     """
     survivors = [row for row in rows if row.value is not None][: search.choice.rescore]
@@ -102,15 +103,12 @@ def choose(
     configs = {row.trial: load_config(TrainConfig, file) for row in rows if (file := _run_file(output, row)).is_file()}
     paper = [row for row in rows if row.trial in configs and ran_papers_defaults(configs[row.trial])]
     contestants = survivors + [row for row in paper[:1] if row.value is not None and row not in survivors]
-    total = sum(_rows(configs[row.trial]) for row in contestants)
     (output / "choice").mkdir(exist_ok=True)
-    done = 0
     found = []
     for row in contestants:
-        answers = _answers(row, configs[row.trial], workers, partial(_count_on, on_progress, done, total))
+        answers = _answers(row, configs[row.trial], workers, on_progress)
         write_predictions(output / "choice" / f"{row.trial}.jsonl", answers, _origin(row))
         found.append(_scored(row, answers, search.metric))
-        done += len(answers)
     choice = _choice(search.metric, found, paper, pareto_front(rows))
     write_json(output / CHOICE_FILE, _document(choice))
     return choice
@@ -156,18 +154,7 @@ def _run_file(output: Path, row: TrialRow) -> Path:
     return output / TRIALS_FOLDER / row.trial / "run.yaml"
 
 
-def _rows(config: TrainConfig) -> int:
-    return sum(load_shard_manifest(part.shards).rows.get(SPLIT, 0) for part in config.data.shards)
-
-
-def _count_on(on_progress: Callable[[int, int], None], before: int, total: int, done: int, _: int) -> None:
-    """Tell the progress of a part as that of the whole."""
-    on_progress(before + done, total)
-
-
-def _answers(
-    row: TrialRow, config: TrainConfig, workers: int, on_progress: Callable[[int, int], None]
-) -> list[Prediction]:
+def _answers(row: TrialRow, config: TrainConfig, workers: int, on_progress: OnProgress) -> list[Prediction]:
     """Of a mixture: to each part's validation rows, one part after the other; ids and groups then name the part."""
     settings = GenerationSettings(
         workers=workers,
@@ -177,12 +164,10 @@ def _answers(
         feature_cache=config.data.feature_cache,
     )
     parts = [part.shards for part in config.data.shards if load_shard_manifest(part.shards).rows.get(SPLIT)]
+    bundle = Path(str(row.bundle))
     answers: list[Prediction] = []
     for number, shards in enumerate(parts):
-        counting = partial(_count_on, on_progress, len(answers), 0)
-        found = predict(Path(str(row.bundle)), shards, SPLIT, settings, variants=["image"], on_progress=counting)[
-            "image"
-        ]
+        found = predict(bundle, shards, SPLIT, settings, variants=["image"], on_progress=on_progress)["image"]
         answers += found if len(parts) == 1 else [_of_part(answer, number) for answer in found]
     return answers
 

@@ -71,7 +71,8 @@ def trial_row(output: Path, trial: EndedTrial, metric: str, epochs: int) -> Tria
     May be called again for the same trial.
     """
     folder = output / TRIALS_FOLDER / trial.id
-    record = read_json(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else {"best": 0, "epochs": []}
+    nothing: dict[str, Any] = {"best": 0, "epochs": []}
+    record: dict[str, Any] = read_json(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else nothing
     done: list[dict[str, Any]] = record["epochs"]
     failed = trial.error is not None or not done
     best = None if failed else done[record["best"] - 1]
