@@ -318,25 +318,33 @@ class FeatureCacheConfig(Section):
     """A larger cache is made only after a question, or with `--yes`."""
 
 
-class Choice(Section):
+class _Dimension(Section):
+    """What is searched of one key."""
+
+    times: str | None = None
+    """Another key of the space that what is drawn is multiplied by: `lora.alpha: {times: lora.rank, choice: [1, 2]}`
+    draws alpha / rank."""
+
+
+class Choice(_Dimension):
     """One of some values."""
 
     choice: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
 
 
-class Uniform(Section):
+class Uniform(_Dimension):
     """A number between two, evenly."""
 
     uniform: tuple[float, float]
 
 
-class LogUniform(Section):
+class LogUniform(_Dimension):
     """A number between two, evenly in its logarithm."""
 
     loguniform: tuple[PositiveFloat, PositiveFloat]
 
 
-class Integer(Section):
+class Integer(_Dimension):
     """A whole number between two, both included."""
 
     int: tuple[int, int]
@@ -354,6 +362,17 @@ class AshaConfig(Section):
     """The best 1/reduction_factor of a rung go on."""
 
 
+class TpeConfig(Section):
+    """Tree-structured Parzen estimator, which proposes trials (arXiv 2304.11127); Optuna's names."""
+
+    n_startup_trials: Annotated[int, Field(ge=0)] = 10
+    """Trials that end before it proposes; until then they are drawn at random. Optuna's default."""
+    multivariate: bool = True
+    """Draw the parameters together, not each for itself: a good learning rate depends on rank and alpha."""
+    constant_liar: bool = True
+    """Take trials that still run for bad ones, so that trials side by side do not crowd one spot. Optuna's default."""
+
+
 class WinnerConfig(Section):
     """How the best of a search is chosen, once its trials have ended."""
 
@@ -367,24 +386,57 @@ class SearchConfig(Section):
     """One search: `pefomed-ray search search_spaces/SPACE.yaml`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Also the study's, in `storage`."""
     preset: str
     """The training config every trial starts from; relative to the search space's own folder."""
     output_dir: str | None = None
     """Default `runs/<name>`."""
     overrides: dict[str, bool | int | float | str] = {}
-    """Dotted keys of the preset set for every trial."""
+    """Dotted keys of the preset set for every trial; `training.epochs` is how long one may take."""
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     """Dotted key of the training config -> what to try."""
     points: tuple[dict[str, int | float | str], ...] = ()
-    """Known points, tried first."""
+    """Known points, tried first; what they leave out is drawn."""
     trials: PositiveInt = 8
+    """Trials in all; those that fail count."""
+    time_budget_s: PositiveFloat | None = None
+    """Trials are left where they stand after so many seconds; `--resume` goes on with them, for as long again."""
+    plateau_trials: PositiveInt | None = None
+    """Begin no other trial once so many, the newest that ended, have brought no better one."""
     max_concurrent: PositiveInt | None = None
-    """Trials at once; default: as many as the cluster holds while Ray Data keeps a CPU."""
+    """Trials at once; default: as many as the cluster holds, with their data workers."""
     metric: Literal["exact_match", "rougeL"] = "exact_match"
-    """Of the validation rows; larger is better."""
+    """Of the validation rows, in a trial's best epoch; larger is better."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """none: every trial runs to its end."""
     asha: AshaConfig = AshaConfig()
+    sampler: TpeConfig = TpeConfig()
     choice: WinnerConfig = WinnerConfig()
+    storage: str | None = None
+    """Where Optuna keeps the study: a database's URL, such as `postgresql://user@host/optuna`. Default: SQLite,
+    `<output_dir>/study.db`, which wants a disk with working locks: not NFS."""
     seed: Annotated[int, Field(ge=0)] = 42
+    """Of what is drawn; the trials' own is the preset's."""
+
+    @model_validator(mode="after")
+    def _ranges_have_a_lower_and_an_upper_end(self) -> "SearchConfig":
+        for key, dimension in self.space.items():
+            for form, value in dimension.model_dump(exclude={"times"}).items():
+                if form != "choice" and value[0] >= value[1]:
+                    raise ValueError(f"space.{key}: {form} {list(value)} must be [lower, upper]")
+        return self
+
+    @model_validator(mode="after")
+    def _factors_multiply_something_drawn(self) -> "SearchConfig":
+        for key, dimension in self.space.items():
+            other = self.space.get(dimension.times) if dimension.times else None
+            if dimension.times and (other is None or other.times or other is dimension):
+                free = [name for name, found in self.space.items() if not found.times]
+                raise ValueError(
+                    f"space.{key}: times {dimension.times!r} is not another key of space that is drawn by itself "
+                    f"({', '.join(free) or 'there is none'})"
+                )
+        return self
 
 
 class ServeConfig(Section):
