@@ -94,8 +94,8 @@ def choose(
     """Re-score the best `choice.rescore` trials of ranked `rows`, and the best of those that ran the paper's defaults.
 
     `workers` processes answer, each as large as the trial was; Ray must have been started. `on_progress(done, total)`
-    counts the answers of each in turn. Writes what the head of this module lists. Raises PefomedError where no trial came to a result, and
-    what `predict` raises.
+    counts the answers of each in turn. Writes what the head of this module lists. Raises PefomedError where no trial
+    came to a result, and what `predict` raises.
     """
     survivors = [row for row in rows if row.value is not None][: search.choice.rescore]
     if not survivors:
@@ -218,7 +218,7 @@ def _why_not_against_paper(best: Rescored, paper: Sequence[TrialRow]) -> str:
     rates = " or ".join(f"{rate:g}" for rate in PAPER_LEARNING_RATES)
     return (
         f"No trial ran the paper's defaults (lora.rank {PAPER_RANK}, lora.alpha {PAPER_ALPHA}, optimizer.learning_rate "
-        f"{rates}), so nothing is said against them; name them under `points` to have them tried."
+        f"{rates}), so nothing is said against them; name them among the points of the search to have them tried."
     )
 
 
