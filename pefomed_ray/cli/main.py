@@ -191,20 +191,27 @@ def train(
 
 @app.command()
 @exits_with_code
-def search(space: str, overrides: Words = None, json: Json = False) -> None:
+def search(
+    space: str,
+    overrides: Words = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in output_dir.")] = False,
+    json: Json = False,
+) -> None:
     """Search hyperparameters with Ray Tune and Optuna; writes leaderboard.json and best.yaml."""
     from pefomed_ray.config import SearchConfig, load_config
     from pefomed_ray.search.space import check_search, preset_values
+    from pefomed_ray.search.storage import check_storage
 
     checked = load_config(SearchConfig, space, overrides or [])
     values = preset_values(checked, Path(space))
-    check_search(checked, values)
+    check_search(checked, values, resume=resume)
+    check_storage(checked, resume=resume)
     from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.progress import TrialLines, leaderboard
     from pefomed_ray.search.study import run_search
 
     with cluster():
-        result = run_search(checked, values, TrialLines(checked.metric))
+        result = run_search(checked, values, TrialLines(checked.metric), resume=resume)
     leaderboard(result.rows, checked.metric)
     finish(
         {

@@ -1,35 +1,42 @@
 """A search: Optuna proposes, ASHA stops what lags, and the leaderboard says what came of every trial."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import ray
+from optuna.study import Study
+from optuna.trial import TrialState
 from ray import tune
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
 
 from pefomed_ray.config import SearchConfig, TrainConfig, save_config
-from pefomed_ray.config.schema import Choice, Dimension, Integer, LogUniform
-from pefomed_ray.errors import ConfigError, PefomedError, original_error
+from pefomed_ray.errors import ConfigError, PefomedError
 from pefomed_ray.search.leaderboard import (
     TRIALS_FOLDER,
     EndedTrial,
     TrialRow,
     ranked,
-    reason_of,
     trial_row,
     write_leaderboard,
 )
-from pefomed_ray.search.space import check_search, output_dir, trial_config
-from pefomed_ray.search.trial import run_trial
+from pefomed_ray.search.lock import locked
+from pefomed_ray.search.searcher import StudySearch
+from pefomed_ray.search.space import check_search, output_dir, params_of, record_search, trial_config
+from pefomed_ray.search.storage import ENDED, REASON, open_study, remaining, reported, trial_name
+from pefomed_ray.search.trial import Suggestion, run_trial
 from pefomed_ray.training.feed import DATA_WORKER_CPUS
-from pefomed_ray.training.preflight import with_absolute_paths
+from pefomed_ray.training.outcome import raise_stop
 
 OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Called with (trial id, its parameters, the epoch's row)."""
+TrialFunction = Callable[[Suggestion, dict[str, Any], str], None]
+"""Called in a process of its own with what is suggested, the preset's `values` and the folder of all trials, `output`;
+reports an epoch's row by `tune.report`, and again those up to where it goes on."""
 
 
 @dataclass(frozen=True)
@@ -48,48 +55,65 @@ class SearchResult:
 
 
 def run_search(
-    search: SearchConfig, values: dict[str, Any], on_report: OnReport = lambda trial, params, row: None
+    search: SearchConfig,
+    values: dict[str, Any],
+    on_report: OnReport = lambda trial, params, row: None,
+    *,
+    resume: bool = False,
 ) -> SearchResult:
     """Run all trials on the cluster Ray is connected to.
 
-    A failed trial is marked with its reason and never wins; the first one's error is raised where all failed.
+    With `resume` the search in the output folder goes on: with those of its trials that had begun, from their newest
+    checkpoints, then with the others; from the beginning where the folder is empty. A failed trial is marked with its
+    reason and never wins; the first one's error is raised where all failed. Raises what `check_search` and `open_study`
+    raise.
     """
-    first = check_search(search, values)
+    first = check_search(search, values, resume=resume)
     output = output_dir(search)
     output.mkdir(parents=True, exist_ok=True)
-    save_config(search, output / "search.yaml")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    preset = with_absolute_paths(first).model_dump(mode="json")
-    results = _tuner(search, preset, first, output, on_report).fit()
-    trials = (
-        EndedTrial(Path(result.path).name, dict(result.config), reason_of(result.error) if result.error else None)
-        for result in results
-    )
-    rows = ranked(trial_row(output, trial, search.metric, first.training.epochs) for trial in trials)
-    if rows[0].value is None:
-        raise original_error(results.errors[0]) if results.errors else PefomedError("no trial reported anything")
-    best_config = output / "best.yaml"
-    save_config(trial_config(values, rows[0].params, name=f"{search.name}-best"), best_config)
-    leaderboard = write_leaderboard(output, search.metric, rows)
+    with locked(output):
+        study = run_trials(search, first, on_report, resume=resume)
+        rows = ranked(trial_row(output, trial, search.metric, first.training.epochs) for trial in _ended(search, study))
+        if not rows:
+            raise PefomedError("no trial ended an epoch within time_budget_s; go on with --resume")
+        if rows[0].value is None:
+            raise_stop(output / TRIALS_FOLDER / rows[0].trial)
+            raise PefomedError(f"all trials failed; the first: {rows[0].reason}")
+        best_config = output / "best.yaml"
+        save_config(trial_config(values, rows[0].params, name=f"{search.name}-best"), best_config)
+        leaderboard = write_leaderboard(output, search.metric, rows)
     return SearchResult(output, leaderboard, best_config, rows)
 
 
-def concurrent_trials(search: SearchConfig, config: TrainConfig, have: dict[str, float]) -> int:
-    """How many trials the cluster holds at once, each with its own data workers.
+def run_trials(
+    search: SearchConfig, first: TrainConfig, on_report: OnReport, *, resume: bool, trial: TrialFunction = run_trial
+) -> Study:
+    """The study, once all its trials have ended or the search's plateau or time budget is reached."""
+    study = open_study(search, resume=resume)
+    record_search(search, first)
+    if remaining(search, study):
+        # Tune refuses a trial that ends without a report, as one does that fails in its first epoch.
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+        _tuner(search, first, study, on_report, trial).fit()
+    return study
 
-    Raises ConfigError where it holds none: Tune would wait for ever.
+
+def concurrent_trials(search: SearchConfig, config: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials nodes with these resources hold at once, each on one node with its own data workers.
+
+    Raises ConfigError where they hold none: Tune would wait for ever.
     """
     resources = config.resources
-    cpus = resources.data_workers * DATA_WORKER_CPUS + (0.0 if resources.use_gpu else resources.cpus_per_worker)
-    fits = int(have.get("CPU", 0.0) / cpus)
+    need = {"CPU": resources.data_workers * DATA_WORKER_CPUS}
     if resources.use_gpu:
-        fits = min(fits, int(have.get("GPU", 0.0)))
+        need["GPU"] = 1.0
+    else:
+        need["CPU"] += resources.cpus_per_worker
+    fits = sum(min(int(node.get(name, 0.0) / amount) for name, amount in need.items()) for node in nodes)
     if fits < 1:
         gpu = " and 1 GPU" if resources.use_gpu else ""
-        raise ConfigError(
-            f"a trial needs {cpus:g} CPU{gpu}; "
-            f"the cluster has {have.get('CPU', 0.0):g} CPU and {have.get('GPU', 0.0):g} GPU"
-        )
+        have = "; ".join(f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes)
+        raise ConfigError(f"a trial needs {need['CPU']:g} CPU{gpu} on one node; the cluster's have {have or 'nothing'}")
     return min(fits, search.max_concurrent or fits)
 
 
@@ -102,47 +126,63 @@ class _Reports(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.on_report(trial.trial_id, trial.config, result)
+        self.on_report(trial.config["trial"], trial.config["params"], result)
 
 
 def _tuner(
-    search: SearchConfig, values: dict[str, Any], first: TrainConfig, output: Path, on_report: OnReport
+    search: SearchConfig, first: TrainConfig, study: Study, on_report: OnReport, trial: TrialFunction
 ) -> tune.Tuner:
-    resources = first.resources
+    output, resources = output_dir(search), first.resources
     request = {"GPU": 1.0, "CPU": 0.001} if resources.use_gpu else {"CPU": resources.cpus_per_worker}
-    trainable = tune.with_parameters(run_trial, values=values, output=str(output / TRIALS_FOLDER))
+    values = first.model_dump(mode="json")
+    trainable = tune.with_parameters(trial, values=values, output=str(output / TRIALS_FOLDER))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return tune.Tuner(
         tune.with_resources(trainable, request),
-        param_space={key: _domain(dimension) for key, dimension in search.space.items()},
         tune_config=tune.TuneConfig(
-            metric=search.metric,
-            mode="max",
-            num_samples=search.trials,
-            max_concurrent_trials=concurrent_trials(search, first, ray.cluster_resources()),
-            search_alg=OptunaSearch(seed=search.seed, points_to_evaluate=[dict(p) for p in search.points] or None),
-            scheduler=ASHAScheduler(
-                time_attr="training_iteration",
-                # More than there are epochs: a trial ends by itself, not by being stopped in its last epoch.
-                max_t=first.training.epochs + 1,
-                grace_period=min(search.asha.grace_period_epochs, first.training.epochs),
-                reduction_factor=search.asha.reduction_factor,
-            ),
+            num_samples=remaining(search, study),
+            max_concurrent_trials=concurrent_trials(search, first, nodes),
+            search_alg=StudySearch(search, study),
+            scheduler=_asha(search, first, study) if search.scheduler == "asha" else None,
+            time_budget_s=search.time_budget_s,
             reuse_actors=True,
-            trial_dirname_creator=_trial_folder,
+            trial_dirname_creator=lambda trial: trial.config["trial"],
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(output), verbose=0, callbacks=[_Reports(on_report)]),
+        run_config=tune.RunConfig(
+            # A name of its own each time: what Tune remembers of an earlier try may be torn, and is not needed.
+            name=f"tune-{len(list(output.glob('tune-*'))) + 1}",
+            storage_path=str(output),
+            verbose=0,
+            callbacks=[_Reports(on_report)],
+            failure_config=tune.FailureConfig(max_failures=resources.max_failures),  # of lost processes alone
+        ),
     )
 
 
-def _domain(dimension: Dimension) -> Any:
-    if isinstance(dimension, Choice):
-        return tune.choice(list(dimension.choice))
-    if isinstance(dimension, LogUniform):
-        return tune.loguniform(*dimension.loguniform)
-    if isinstance(dimension, Integer):
-        return tune.randint(dimension.int[0], dimension.int[1] + 1)
-    return tune.uniform(*dimension.uniform)
+def _asha(search: SearchConfig, first: TrainConfig, study: Study) -> ASHAScheduler:
+    """ASHA that knows what trials reported which ended in an earlier invocation."""
+    epochs = first.training.epochs
+    asha = ASHAScheduler(
+        time_attr=TRAINING_ITERATION,
+        metric=search.metric,
+        mode="max",
+        # More than there are epochs: a trial ends by itself, not by being stopped in its last epoch.
+        max_t=epochs + 1,
+        grace_period=min(search.asha.grace_period_epochs, epochs),
+        reduction_factor=search.asha.reduction_factor,
+    )
+    for row in study.get_trials(deepcopy=False, states=ENDED):
+        trial = SimpleNamespace(trial_id=trial_name(row.number))
+        asha.on_trial_add(None, trial)
+        for epoch, value in reported(row).items():
+            asha.on_trial_result(None, trial, {TRAINING_ITERATION: epoch, search.metric: value})
+    return asha
 
 
-def _trial_folder(trial: Any) -> str:
-    return str(trial.trial_id)
+def _ended(search: SearchConfig, study: Study) -> list[EndedTrial]:
+    """All trials that there is something to say of; those that the time budget cut short too, once they reported."""
+    return [
+        EndedTrial(trial_name(row.number), params_of(search, row.params), row.user_attrs.get(REASON))
+        for row in study.get_trials(deepcopy=False)
+        if row.state in ENDED or (row.state == TrialState.RUNNING and row.intermediate_values)
+    ]

@@ -1,18 +1,80 @@
-"""One trial: the plain training loop in Tune's own process, reporting every epoch."""
+"""One trial: the plain training loop in Tune's own process, reporting every epoch.
 
+<output>/trials/<trial>/    the files of a run; `stopped.json` where it failed, and why
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from filelock import FileLock
 from ray import tune
 
+from pefomed_ray.artifacts.storage import read_json
+from pefomed_ray.errors import PefomedError
+from pefomed_ray.search.leaderboard import reason_of
 from pefomed_ray.search.space import trial_config
 from pefomed_ray.training.alone import train_alone
+from pefomed_ray.training.checkpoint import progress_of_newest
+from pefomed_ray.training.outcome import STOPPED_FILE, is_stopped, record_stop
+
+LOCK_FILE = "trial.lock"
+LOCK_TIMEOUT_S = 120.0
+"""For a process of this trial whose driver was killed to be gone."""
 
 
-def run_trial(params: dict[str, Any], values: dict[str, Any], output: str) -> None:
-    """Train with `params` over the preset's `values`; everything goes to `<output>/<trial id>`.
+class Suggestion(TypedDict):
+    """What Tune hands to a trial: its config."""
 
-    Tune may reuse the process for a later trial, which spares it importing everything again.
+    trial: str
+    """Its name: its number in the study."""
+    params: dict[str, Any]
+    """By dotted key of the training config."""
+
+
+def run_trial(suggestion: Suggestion, values: dict[str, Any], output: str) -> None:
+    """Train with the suggested parameters over the preset's `values`; everything goes to `<output>/<trial>`.
+
+    Goes on there where it began before. Tune may reuse the process for a later trial, which spares it importing
+    everything again.
     """
-    folder = Path(output) / tune.get_context().get_trial_id()
-    train_alone(trial_config(values, params, name=folder.name, output_dir=str(folder)), folder, tune.report)
+    folder = Path(output) / suggestion["trial"]
+    config = trial_config(values, suggestion["params"], name=folder.name, output_dir=str(folder))
+    with beginning(folder):
+        if not is_stopped(folder):
+            report_again(folder)
+            train_alone(config, folder, tune.report)
+
+
+@contextmanager
+def beginning(folder: Path) -> Iterator[None]:
+    """Alone in the trial's folder; an error is written down there (`failure`) and ends the trial.
+
+    It is not raised: Tune would run the trial again, as it does where a process was lost, and meet it again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT_S):
+        try:
+            yield
+        except PefomedError as error:
+            record_stop(folder, error)
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}, line {frame.lineno}"
+            record_stop(folder, PefomedError(f"{reason_of(error)} ({where})"))
+
+
+def report_again(folder: Path) -> None:
+    """Report the epochs up to the checkpoint that the trial goes on from: Tune counts from one each time it starts."""
+    for row in progress_of_newest(folder).epochs:
+        tune.report(row)
+
+
+def failure(folder: Path) -> str | None:
+    """Why the trial failed; None where it did not, or its process was lost."""
+    if not is_stopped(folder):
+        return None
+    found = read_json(folder / STOPPED_FILE)
+    return found["message"] if found["kind"] == PefomedError.__name__ else f"{found['kind']}: {found['message']}"

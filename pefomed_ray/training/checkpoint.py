@@ -9,6 +9,7 @@ checkpoint that is whole; Ray's own snapshots are not asked.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,12 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The trained parameters among what `gather` gave, by their names in the model."""
-    prefix = f"{WEIGHT}."
+    return of_kind(tensors, WEIGHT)
+
+
+def of_kind(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Of what `gather` gave, the weights or one of the moments, by their names in the model."""
+    prefix = f"{kind}."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -150,15 +156,20 @@ def newest(output: Path, identity: dict[str, Any]) -> Checkpoint | None:
 
 
 def step_of_newest(output: Path) -> int:
-    """Optimizer steps that `newest` would give back, read without its tensors' names; 0 where there is none."""
+    """Optimizer steps that `newest` would give back; 0 where there is none."""
+    return progress_of_newest(output).step
+
+
+def progress_of_newest(output: Path) -> Progress:
+    """What `newest` would give back but for the tensors; that of a run's beginning where there is none."""
     for folder in _folders(output):
         try:
             document = read_json(folder / CHECKPOINT_FILE)
             if sha256_file(folder / STATE_FILE) == document["sha256"]:
-                return int(document["progress"]["step"])
+                return Progress(**document["progress"])
         except Exception:  # as in `newest`
             continue
-    return 0
+    return Progress()
 
 
 def _check_same_run(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:

@@ -80,9 +80,9 @@ def test_a_diverged_trial_is_marked_and_never_wins(phantom_shards: Path, tmp_pat
 
 def test_concurrency_follows_from_the_cluster(phantom_shards: Path, tmp_path: Path) -> None:
     config = trial_config(values(phantom_shards), {})
-    assert concurrent_trials(search(tmp_path), config, {"CPU": 8.0}) == 8
-    assert concurrent_trials(search(tmp_path, max_concurrent=3), config, {"CPU": 8.0}) == 3
+    assert concurrent_trials(search(tmp_path), config, [{"CPU": 8.0}]) == 8
+    assert concurrent_trials(search(tmp_path, max_concurrent=3), config, [{"CPU": 8.0}]) == 3
     on_gpu = trial_config(values(phantom_shards), {"resources.use_gpu": True})
-    assert concurrent_trials(search(tmp_path), on_gpu, {"CPU": 8.0, "GPU": 2.0}) == 2
+    assert concurrent_trials(search(tmp_path), on_gpu, [{"CPU": 8.0, "GPU": 2.0}]) == 2
     with pytest.raises(ConfigError, match=r"a trial needs 0\.5 CPU and 1 GPU"):
-        concurrent_trials(search(tmp_path), on_gpu, {"CPU": 8.0})
+        concurrent_trials(search(tmp_path), on_gpu, [{"CPU": 8.0}])
