@@ -17,7 +17,7 @@ from pefomed_ray.config.schema import Precision
 from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.card import model_card
-from pefomed_ray.model.lora import load_lora, make_trainable, projector_in_float32, save_lora
+from pefomed_ray.model.lora import PeftForm, load_lora, make_trainable, peft_form, projector_in_float32, save_lora
 
 PROJECTOR_FILE = "projector.safetensors"
 NOT_COPIED = ("config.json", "generation_config.json", "model.safetensors.index.json")
@@ -31,14 +31,16 @@ def save_bundle(
     trained: dict[str, Tensor],
     lineage: dict[str, Any],
     metrics: dict[str, Any],
+    form: PeftForm | None = None,
 ) -> BundleManifest:
     """Publish `trained` (full, unsharded tensors by their names in the model) and its history as a bundle folder.
 
+    `form` is the adapter's; by default that of the one which is in the base.
     Raises ConfigError where `target` already holds something.
     """
     projector = {name: tensor.contiguous() for name, tensor in trained.items() if "lora_" not in name}
     with publishing(target) as folder:
-        save_lora(base, trained, folder)
+        save_lora(form or peft_form(base), trained, folder)
         if projector:
             save_file(projector, folder / PROJECTOR_FILE)
         for path in processor_files(base.path):

@@ -5,9 +5,11 @@ Adapters are put into the model where it stands, without PEFT's wrapper around i
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -73,17 +75,33 @@ def load_lora(base: Base, directory: Path) -> None:
         )
 
 
-def save_lora(base: Base, tensors: dict[str, Tensor], directory: Path) -> None:
-    """Write the adapter as PEFT does. `tensors`: full ones by their names in the model; all but the adapter's are left
-    out."""
+@dataclass(frozen=True)
+class PeftForm:
+    """How PEFT would write the adapter in a base."""
+
+    config: PeftConfig
+    names: dict[str, str]
+    """The name in the file, by the parameter's in the model."""
+
+
+def peft_form(base: Base) -> PeftForm:
+    """Of the adapter that is in the base now."""
     root = f"{base.family.adapted}." if base.family.adapted else ""
-    adapter = {name.removeprefix(root): value for name, value in tensors.items() if "lora_" in name}
-    config = base.adapted.peft_config["default"]
+    adapter = {name.removeprefix(root): torch.empty(0) for name, _ in base.model.named_parameters() if "lora_" in name}
     found = get_peft_model_state_dict(base.adapted, state_dict=adapter)
-    save_file({PEFT_PREFIX + name: value.contiguous() for name, value in found.items()}, directory / ADAPTER_FILE)
-    was, config.inference_mode = config.inference_mode, True
-    config.save_pretrained(str(directory))
-    config.inference_mode = was
+    written = {id(value): name for name, value in found.items()}
+    names = {root + name: PEFT_PREFIX + written[id(value)] for name, value in adapter.items()}
+    return PeftForm(base.adapted.peft_config["default"], names)
+
+
+def save_lora(form: PeftForm, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Write an adapter as PEFT does. `tensors`: full ones by their names in the model; all but the adapter's are left
+    out."""
+    adapter = {form.names[name]: value.contiguous() for name, value in tensors.items() if name in form.names}
+    save_file(adapter, directory / ADAPTER_FILE)
+    was, form.config.inference_mode = form.config.inference_mode, True
+    form.config.save_pretrained(str(directory))
+    form.config.inference_mode = was
     # PEFT writes sets in an order that each process draws anew; the same adapter is to have the same digest.
     written = read_json(directory / CONFIG_FILE)
     write_json(directory / CONFIG_FILE, {k: sorted(v) if isinstance(v, list) else v for k, v in written.items()})

@@ -20,11 +20,17 @@ def answer_loss(
     one mean. Logits are asked for only where some row has a label: the head of a large vocabulary over every prompt
     token is wasted work, and so is the loss that transformers' models would compute of all.
     """
-    keep_K = (labels_BT[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()[:, 0]
-    logits_BKV = model(**inputs, logits_to_keep=keep_K, use_cache=False).logits
-    targets_BK = labels_BT[:, 1:][:, keep_K]
+    logits_BKV, targets_BK = answer_logits(model, inputs, labels_BT)
     total = F.cross_entropy(
         logits_BKV.flatten(0, 1).float(), targets_BK.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
     count = (targets_BK != IGNORED_LABEL).sum() if num_items is None else num_items
     return total / count, logits_BKV
+
+
+def answer_logits(model: nn.Module, inputs: dict[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [B, K, V], targets [B, K]): what is predicted in the columns in which some row has a label, and what
+    should be."""
+    keep_K = (labels_BT[:, 1:] != IGNORED_LABEL).any(dim=0).nonzero()[:, 0]
+    logits_BKV = model(**inputs, logits_to_keep=keep_K, use_cache=False).logits
+    return logits_BKV, labels_BT[:, 1:][:, keep_K]

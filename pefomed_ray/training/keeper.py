@@ -5,25 +5,48 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from pefomed_ray.artifacts.storage import write_json
 from pefomed_ray.config import TrainConfig
-from pefomed_ray.errors import DivergedError
+from pefomed_ray.errors import DivergedError, PefomedError
 from pefomed_ray.model.base import Base
 from pefomed_ray.model.bundle import save_bundle
-from pefomed_ray.rendering.batches import Batch
+from pefomed_ray.model.lora import PeftForm
 from pefomed_ray.training.checkpoint import Progress, save_checkpoint, weights
 from pefomed_ray.training.journal import Journal
 from pefomed_ray.training.lineage import lineage_of
 from pefomed_ray.training.order import TrainingOrder
 from pefomed_ray.training.trackers import Trackers
 
+Item = TypeVar("Item")
+
+LOCK_FILE = "run.lock"
+LOCK_TIMEOUT_S = 60
+
 START_FILE = "start.json"
 """What learns, what a step will send (`model.lora.what_learns`, `ranks.Traffic`), the rows of a micro-batch, the step
 that the run goes on from, and damaged checkpoints that were passed over for it; written before the first step."""
+
+
+def hold(output: Path) -> BaseFileLock:
+    """Be the one process that writes a run's folder, until the lock that comes back is released, or the process ends.
+
+    A rank outlives a driver that was killed by a few seconds, and goes on writing: whoever goes on with the run waits
+    for its end. Raises PefomedError where it has not ended within LOCK_TIMEOUT_S.
+    """
+    lock = FileLock(output / LOCK_FILE)
+    try:
+        lock.acquire(timeout=LOCK_TIMEOUT_S)
+    except Timeout:
+        raise PefomedError(
+            f"another process trains in {str(output)!r}, and has not ended within {LOCK_TIMEOUT_S} s; stop it, or take "
+            "another output_dir"
+        ) from None
+    return lock
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,8 @@ class Run:
     """What it is, for its checkpoints (`lineage.run_identity`)."""
     begun: dict[str, Any]
     """What START_FILE says."""
+    form: PeftForm
+    """How its adapter is written."""
 
     @property
     def epoch_ended(self) -> bool:
@@ -74,7 +99,7 @@ class Run:
 
 
 class Keeper:
-    """What is written of a run into its output folder."""
+    """What is written of a run into its output folder; whoever has one holds the folder (`hold`)."""
 
     def __init__(self, run: Run, output: Path) -> None:
         self.run = run
@@ -102,7 +127,7 @@ class Keeper:
         folder.mkdir(exist_ok=True)
         target = folder / f"{len(epochs):03d}"
         shutil.rmtree(target, ignore_errors=True)  # what a run left that ended here, before its checkpoint was there
-        save_bundle(target, base, config, trained, lineage_of(config, base, len(epochs)), metrics)
+        save_bundle(target, base, config, trained, lineage_of(config, base, len(epochs)), metrics, self.run.form)
         for position in range(len(epochs) - 1):
             if position != self.run.progress.best:
                 shutil.rmtree(folder / f"{position + 1:03d}", ignore_errors=True)
@@ -116,12 +141,20 @@ class Clock:
         self.waited_s = self.waited_in_step_s = 0.0
         self.steps = 0
 
-    def wait(self, batches: Iterator[Batch]) -> Batch:
+    def wait(self, batches: Iterator[Item]) -> Item:
         """The next batch."""
         before = time.monotonic()
         batch = next(batches)
         self.waited_in_step_s += time.monotonic() - before
         return batch
+
+    def waits(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """All batches, waited for one by one."""
+        while True:
+            try:
+                yield self.wait(batches)
+            except StopIteration:
+                return
 
     def step(self) -> dict[str, float]:
         """Of the step that has just ended."""

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from pefomed_ray.artifacts.storage import digest_of, local_path
+from pefomed_ray.artifacts.storage import local_path
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.errors import DivergedError
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_base_of, put_on
-from pefomed_ray.model.lora import attach_lora, what_learns
+from pefomed_ray.model.lora import attach_lora, peft_form, what_learns
 from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training.checkpoint import Progress, gather, newest, restore
-from pefomed_ray.training.keeper import Clock, Keeper, Run
+from pefomed_ray.training.keeper import Clock, Keeper, Run, hold
 from pefomed_ray.training.lineage import run_identity
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_features
 from pefomed_ray.training.ranks import Ranks
-from pefomed_ray.training.step import Step, build_optimizer, learning_rate_at, train_step
+from pefomed_ray.training.step import Step, build_optimizer, dropout_seed, learning_rate_at, train_step
 from pefomed_ray.training.validation import ValidationSet
 
 Report = Callable[[dict[str, Any]], None]
@@ -73,8 +73,24 @@ def run(
 
     Goes on from the newest checkpoint in `output` that is whole. `stream` gives this rank's micro-batches from the
     order's first step on. Raises DivergedError, with no step taken, where loss or gradient is not finite, DataError for
-    shards that are not what their manifest says, and what `prepare_model` and `newest` raise.
+    shards that are not what their manifest says, and what `hold`, `prepare_model` and `newest` raise.
     """
+    lock = hold(output) if ranks.rank == 0 else None
+    try:
+        _run(config, output, stream, ranks, report, must_save)
+    finally:
+        if lock:
+            lock.release()
+
+
+def _run(
+    config: TrainConfig,
+    output: Path,
+    stream: Callable[[TrainingOrder, Base], Iterator[Batch]],
+    ranks: Ranks,
+    report: Report,
+    must_save: MustSave,
+) -> None:
     learner = _Learner.begin(config, output, ranks)
     order, progress = learner.run.order, learner.run.progress
     base = learner.run.base
@@ -119,7 +135,7 @@ class _Learner:
         """The base with its adapters, spread over the ranks, where the newest checkpoint in `output` left it."""
         base = prepare_model(config, ranks.home)
         check_features(config, base.path)
-        learning = what_learns(base)
+        learning, form = what_learns(base), peft_form(base)
         if config.data.feature_cache is not None:
             del base.model.vision_tower  # a `pefomed` base, as check_features says; it would only take memory
         size = config.training
@@ -137,7 +153,7 @@ class _Learner:
             "step": progress.step,
             "passed_over": passed_over,
         }
-        return cls(Run(config, base, order, progress, identity, begun), ranks, optimizer)
+        return cls(Run(config, base, order, progress, identity, begun, form), ranks, optimizer)
 
     def step(self, micro_batches: dict[int, Batch]) -> Step | None:
         """One step over this rank's micro-batches, by their numbers in the global batch.
@@ -145,9 +161,7 @@ class _Learner:
         None where it was left out because loss or gradient was not finite; DivergedError where that was once too often.
         """
         run, config, progress = self.run, self.run.config, self.run.progress
-        # Dropout follows from the step and the micro-batch's number alone: a run which goes on draws what an unbroken
-        # one would, and so does any number of workers.
-        seeds = [int(digest_of([config.seed, progress.step, number])[:15], 16) for number in micro_batches]
+        seeds = [dropout_seed(config.seed, progress.step, number) for number in micro_batches]
         learning_rate = learning_rate_at(progress.step, run.order.total_steps, config.optimizer)
         progress.step += 1
         try:

@@ -99,6 +99,11 @@ class TrainingOrder:
         lanes = range(rank, self.lanes, workers)
         return [part * self.lanes + lane for part in range(self.micro_batches_per_step) for lane in lanes]
 
+    def rows_at(self, step: int, number: int) -> np.ndarray:
+        """Rows of a micro-batch by its number in a step's global batch, as `block_rows` gives them."""
+        part, lane = divmod(number, self.lanes)
+        return self._micro_batch(lane, step * self.micro_batches_per_step + part)
+
     def in_turn(self, micro_batches: Iterator[Item], workers: int) -> Iterator[Item]:
         """A worker's micro-batches in the order of `numbers`, from those of its blocks one after the other."""
         lanes = self.lanes // workers

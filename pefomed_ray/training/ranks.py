@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -58,6 +58,12 @@ class Ranks:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place, on `device`; every rank must call."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The ranks' lists put together, in rank order; every rank must call."""

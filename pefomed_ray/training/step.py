@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pefomed_ray.artifacts.storage import digest_of
 from pefomed_ray.config.schema import OptimizerConfig
 from pefomed_ray.errors import DivergedError
 from pefomed_ray.model.loss import answer_loss
@@ -107,10 +108,7 @@ def train_step(
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         optimizer.zero_grad(set_to_none=True)
         rows = suspects or [name for batch in micro_batches for name in batch.record_ids]
-        raise DivergedError(
-            f"loss {loss} and gradient norm {grad_norm} at learning rate {learning_rate:.3g}: not finite, "
-            f"no step was taken; lower optimizer.learning_rate or lora.alpha, or look at the records: {_some(rows)}"
-        )
+        raise DivergedError(not_finite(loss, grad_norm, learning_rate, rows))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_ratio"]
     optimizer.step()
@@ -133,7 +131,21 @@ def count_answer_tokens(batch: Batch) -> int:
     return int((batch.labels_BT != IGNORED_LABEL).sum())
 
 
-def _some(names: list[str]) -> str:
+def dropout_seed(seed: int, step: int, number: int) -> int:
+    """What dropout draws from in a micro-batch, by its number in the global batch of a step: so a run that goes on
+    draws what an unbroken one would, and so does any number of workers."""
+    return int(digest_of([seed, step, number])[:15], 16)
+
+
+def not_finite(loss: float, grad_norm: float, learning_rate: float, record_ids: Sequence[str]) -> str:
+    """What to say of a step that was not taken, for these rows' sake perhaps."""
+    return (
+        f"loss {loss} and gradient norm {grad_norm} at learning rate {learning_rate:.3g}: not finite, "
+        f"no step was taken; lower optimizer.learning_rate or lora.alpha, or look at the records: {_some(record_ids)}"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 

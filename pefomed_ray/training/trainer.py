@@ -24,7 +24,7 @@ from pefomed_ray.errors import ConfigError, PefomedError, original_error
 from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
 from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
-from pefomed_ray.training.keeper import START_FILE
+from pefomed_ray.training.keeper import START_FILE, hold
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.outcome import FAILURES_FILE, clear_stop, raise_stop, that_fits
 from pefomed_ray.training.preflight import check_run, output_dir, with_absolute_paths
@@ -95,6 +95,7 @@ def train(config: TrainConfig, watch: Watch | None = None, *, resume: bool = Fal
     config = with_absolute_paths(config)
     output = output_dir(config)
     output.mkdir(parents=True, exist_ok=True)
+    hold(output).release()
     save_config(config, output / "run.yaml")
     clear_stop(output)
     (output / START_FILE).unlink(missing_ok=True)  # of an earlier try
@@ -149,6 +150,12 @@ def dataset(config: TrainConfig, output: Path) -> ray.data.Dataset:
     return training_dataset(order, render_settings(config), config.resources.data_workers)
 
 
+def _dataset_of_its_own(config: TrainConfig, output: Path) -> ray.data.Dataset:
+    """`dataset`, when nobody writes checkpoints any more: where it begins, the ranks will."""
+    hold(output).release()
+    return dataset(config, output)
+
+
 def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:
     resources = config.resources
     elastic = resources.fewest_workers < resources.workers
@@ -176,7 +183,7 @@ def _trainer(config: TrainConfig, output: Path) -> TorchTrainer:
             backend="cpu:gloo,cuda:nccl" if resources.cpu_offload else None,
             timeout_s=int(resources.collective_timeout_s),
         ),
-        datasets={"train": lambda: dataset(config, output)},  # evaluated each time that workers are started
+        datasets={"train": lambda: _dataset_of_its_own(config, output)},  # called each time before workers start
         dataset_config=ray.train.DataConfig(datasets_to_split=["train"], execution_options=execution_options()),
     )
 

@@ -108,7 +108,7 @@ ON_NODES = """
         if now < most and not lost:
             lost = most - now
         most = max(most, now)
-        later = [rank.pid for node in nodes if node is not victim for rank in ranks(node)] or later
+        later = max(later, [rank.pid for node in nodes if node is not victim for rank in ranks(node)], key=len)
         time.sleep(0.01)
     (output.parent / "found.json").write_text(json.dumps({
         "failed": failed,

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,12 +22,10 @@ from pefomed_ray.model.published import Settings, convert_published
 from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training import step as step_module
 from pefomed_ray.training.checkpoint import newest
-from pefomed_ray.training.feed import RenderBlocks, RenderSettings, micro_batches
-from pefomed_ray.training.loop import run
 from pefomed_ray.training.order import TrainingOrder
 from pefomed_ray.training.outcome import halve, that_fits
-from pefomed_ray.training.ranks import Ranks
 from tests.tiny_published import write_published
+from tests.tiny_runs import stream, train, weights
 
 STEPS = 8
 """Two epochs of 27 rows, eight a step."""
@@ -74,24 +70,6 @@ def config(shards: Path) -> Callable[..., TrainConfig]:
     return make
 
 
-class Blocks:
-    """What Ray Data brings: the blocks of a data worker, one after the other, as one rank's iterator gives them."""
-
-    def __init__(self, order: TrainingOrder, base: Base) -> None:
-        self.order = order
-        settings = RenderSettings(str(base.path), base.renderer.template.name, max_answer_tokens=32)
-        self.render = RenderBlocks(order, settings)
-
-    def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
-        for block in range(self.order.blocks):
-            table = self.render({"item": np.array([block])})
-            yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))
-
-
-def stream(order: TrainingOrder, base: Base) -> Iterator[Batch]:
-    return micro_batches(Blocks(order, base), order, 1, base.renderer, features=None)
-
-
 class Killed(BaseException):
     """As by SIGKILL: nobody catches it."""
 
@@ -106,16 +84,8 @@ def cut_off_after(batches: int) -> Callable[[TrainingOrder, Base], Iterator[Batc
     return until
 
 
-def train(config: TrainConfig, output: Path, feed: Any = stream) -> list[dict[str, Any]]:
-    output.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    run(config, output, feed, Ranks(), rows.append)
-    return rows
-
-
 def bundle(output: Path, epoch: int = 2) -> torch.Tensor:
-    tensors = load_file(output / f"epochs/{epoch:03d}/adapter_model.safetensors")
-    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+    return weights(output / f"epochs/{epoch:03d}")
 
 
 def journal(output: Path) -> list[dict[str, Any]]:
