@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from pefomed_ray.config import TrainConfig
@@ -10,11 +11,13 @@ from pefomed_ray.data.plan import RowIndex, first_rows, read_rows
 from pefomed_ray.metrics.text import rouge_l
 from pefomed_ray.metrics.vqa import exact_match
 from pefomed_ray.model.generate import generate_ids
-from pefomed_ray.rendering.batches import Rendered, generation_batch, training_batch, until_stop
+from pefomed_ray.model.pack import Pack
+from pefomed_ray.rendering.batches import Batch, Rendered, generation_batch, training_batch, until_stop
 from pefomed_ray.rendering.opening import AnyRenderer
 from pefomed_ray.training.feed import RecordRenderer, features_of
+from pefomed_ray.training.packed_step import packed_losses, tiled
 from pefomed_ray.training.ranks import Ranks
-from pefomed_ray.training.step import mean_loss
+from pefomed_ray.training.step import count_answer_tokens, mean_loss
 
 
 @dataclass(frozen=True)
@@ -48,23 +51,50 @@ class ValidationSet:
         for start in range(0, len(self.rows), self.batch_size):
             rows = self.rows[start : start + self.batch_size]
             references = self.references[start : start + self.batch_size]
-            texts = self._generate(model, rows, renderer, ranks)
+            batch = generation_batch(rows, renderer.pad_token_id).to(ranks.device)
+            texts = self._answers(model, batch, renderer, ranks)
             pairs += [(text, ref) for text, ref in zip(texts, references, strict=True) if ref is not None]
             losses.append(training_batch(_masked(rows, references), renderer.pad_token_id).to(ranks.device))
         loss = mean_loss(model, losses, renderer, ranks)
         model.train()
-        everything = ranks.gather(pairs)
-        return {
-            "exact_match": float(np.mean([exact_match(text, reference) for text, reference in everything])),
-            "rougeL": float(np.mean([rouge_l(text, reference) for text, reference in everything])),
-            "loss": loss,
-            "n": float(len(everything)),
-        }
+        return _row(ranks.gather(pairs), loss)
 
-    def _generate(self, model: nn.Module, rows: list[Rendered], renderer: AnyRenderer, ranks: Ranks) -> list[str]:
-        batch = generation_batch(rows, renderer.pad_token_id).to(ranks.device)
+    @torch.no_grad()
+    def measure_packed(self, pack: Pack, renderer: AnyRenderer, ranks: Ranks) -> list[dict[str, float]]:
+        """What `measure` gives, for each adapter of a pack; as many answers at once as `measure` asks for."""
+        pack.base.model.eval()
+        pairs: list[list[tuple[str, str]]] = [[] for _ in pack.adapters]
+        losses_K = torch.zeros(pack.size, dtype=torch.float64, device=ranks.device)
+        tokens = 0
+        size = max(self.batch_size // pack.size, 1)
+        for start in range(0, len(self.rows), size):
+            rows, references = self.rows[start : start + size], self.references[start : start + size]
+            pack.shared = True
+            asked = tiled(generation_batch(rows, renderer.pad_token_id).to(ranks.device), pack.size)
+            texts = self._answers(pack.base.model, asked, renderer, ranks)
+            for k, mine in enumerate(pairs):
+                own = texts[k * len(rows) : (k + 1) * len(rows)]
+                mine += [(text, ref) for text, ref in zip(own, references, strict=True) if ref is not None]
+            answered = training_batch(_masked(rows, references), renderer.pad_token_id).to(ranks.device)
+            losses_K += packed_losses(pack, [answered] * pack.size, renderer)
+            tokens += count_answer_tokens(answered)
+        pack.base.model.train()
+        means = (ranks.add_up(losses_K) / ranks.sum(tokens)).tolist()
+        return [_row(ranks.gather(mine), mean) for mine, mean in zip(pairs, means, strict=True)]
+
+    def _answers(self, model: nn.Module, batch: Batch, renderer: AnyRenderer, ranks: Ranks) -> list[str]:
         ids_BT = generate_ids(model, renderer, batch, self.max_new_tokens, synced_gpus=ranks.world_size > 1)
         return [renderer.decode(until_stop(ids, renderer.stop_token_ids)[0]) for ids in ids_BT.tolist()]
+
+
+def _row(pairs: list[tuple[str, str]], loss: float) -> dict[str, float]:
+    """Of answers and their references."""
+    return {
+        "exact_match": float(np.mean([exact_match(text, reference) for text, reference in pairs])),
+        "rougeL": float(np.mean([rouge_l(text, reference) for text, reference in pairs])),
+        "loss": loss,
+        "n": float(len(pairs)),
+    }
 
 
 def _masked(rows: list[Rendered], references: list[str | None]) -> list[Rendered]:
