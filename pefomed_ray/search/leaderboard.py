@@ -8,6 +8,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class EndedTrial:
     params: dict[str, Any]
     error: str | None = None
     """Why it failed (`reason_of`); None where it did not."""
+    stopped: bool = False
+    """Before it would have ended by itself, by the scheduler or for lack of time."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class TrialRow:
 
     trial: str
     state: str
-    """`finished`, `stopped` (before its last epoch: by ASHA, or because it no longer became better) or `failed`."""
+    """`finished`, `stopped` (by the scheduler, or for lack of time) or `failed`."""
     value: float | None
     """The metric of the best epoch; None for a trial that failed. Of the best of several epochs, so rather too high."""
     n: int | None
@@ -65,8 +68,8 @@ class TrialRow:
     """The metric over the whole validation split, of those trials that were asked again (`choice`)."""
 
 
-def trial_row(output: Path, trial: EndedTrial, metric: str, epochs: int) -> TrialRow:
-    """The row of a trial of the search in `output`, whose trials have `epochs` epochs; its best bundle is published.
+def trial_row(output: Path, trial: EndedTrial, metric: str) -> TrialRow:
+    """The row of a trial of the search in `output`; its best bundle is published.
 
     May be called again for the same trial.
     """
@@ -78,7 +81,7 @@ def trial_row(output: Path, trial: EndedTrial, metric: str, epochs: int) -> Tria
     best = None if failed else done[record["best"] - 1]
     return TrialRow(
         trial=trial.id,
-        state="failed" if failed else "finished" if len(done) >= epochs else "stopped",
+        state="failed" if failed else "stopped" if trial.stopped else "finished",
         value=best[metric] if best else None,
         n=int(best["n"]) if best else None,
         ci95=share_interval(best[metric], int(best["n"])) if best and metric == "exact_match" else None,
@@ -133,6 +136,7 @@ def _published(folder: Path, best: int) -> Path:
     bundle = folder / "bundle"
     if bundle.is_dir() and not (folder / "epochs" / f"{best:03d}").exists():
         return bundle  # by an earlier call
+    shutil.rmtree(bundle, ignore_errors=True)  # of an epoch that was the best when the trial ran out of time
     return publish(folder).bundle
 
 

@@ -73,7 +73,7 @@ def run_search(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         study = run_trials(search, first, on_report, resume=resume)
-        rows = ranked(trial_row(output, trial, search.metric, first.training.epochs) for trial in _ended(search, study))
+        rows = ranked(trial_row(output, trial, search.metric) for trial in _ended(search, study))
         if not rows:
             raise PefomedError("no trial ended an epoch within time_budget_s; go on with --resume")
         if rows[0].value is None:
@@ -182,7 +182,12 @@ def _asha(search: SearchConfig, first: TrainConfig, study: Study) -> ASHASchedul
 def _ended(search: SearchConfig, study: Study) -> list[EndedTrial]:
     """All trials that there is something to say of; those that the time budget cut short too, once they reported."""
     return [
-        EndedTrial(trial_name(row.number), params_of(search, row.params), row.user_attrs.get(REASON))
+        EndedTrial(
+            trial_name(row.number),
+            params_of(search, row.params),
+            row.user_attrs.get(REASON),
+            stopped=row.state != TrialState.COMPLETE,
+        )
         for row in study.get_trials(deepcopy=False)
         if row.state in ENDED or (row.state == TrialState.RUNNING and row.intermediate_values)
     ]

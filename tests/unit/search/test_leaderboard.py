@@ -22,8 +22,6 @@ from pefomed_ray.search.leaderboard import (
     write_leaderboard,
 )
 
-EPOCHS = 3
-
 
 def leave(output: Path, trial: str, *scores: float) -> None:
     """What a trial leaves whose epochs had these scores: their rows, and the bundles of the best and of the last."""
@@ -48,8 +46,8 @@ def leave(output: Path, trial: str, *scores: float) -> None:
     write_json(folder / "epochs.json", {"best": best, "epochs": rows})
 
 
-def row(output: Path, trial: str, error: str | None = None, metric: str = "exact_match") -> TrialRow:
-    return trial_row(output, EndedTrial(trial, {"lora.rank": 8}, error), metric, EPOCHS)
+def row(output: Path, trial: str, error: str | None = None, metric: str = "exact_match", **how: bool) -> TrialRow:
+    return trial_row(output, EndedTrial(trial, {"lora.rank": 8}, error, **how), metric)
 
 
 def test_a_finished_trial_has_its_best_epochs_value_and_bundle(tmp_path: Path) -> None:
@@ -65,8 +63,17 @@ def test_a_finished_trial_has_its_best_epochs_value_and_bundle(tmp_path: Path) -
 
 def test_a_stopped_trial_counts_with_what_it_had(tmp_path: Path) -> None:
     leave(tmp_path, "a", 0.5, 0.25)
-    found = row(tmp_path, "a")
+    found = row(tmp_path, "a", stopped=True)
     assert (found.state, found.value, found.best_epoch, found.epochs) == ("stopped", 0.5, 1, 2)
+
+
+def test_a_trial_that_went_on_has_its_new_best_bundle(tmp_path: Path) -> None:
+    leave(tmp_path, "a", 0.25)
+    row(tmp_path, "a", stopped=True)
+    leave(tmp_path, "a", 0.25, 0.5)
+    found = row(tmp_path, "a")
+    assert (found.state, found.value, found.best_epoch) == ("finished", 0.5, 2)
+    assert json.loads((Path(found.bundle or "") / "bundle.json").read_text())["files"] == {"n": "2"}
 
 
 def test_a_failed_trial_never_has_a_value(tmp_path: Path) -> None:
@@ -109,7 +116,7 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
     rescored = Metric(0.4, 90, 0, (0.3, 0.5))
     rows = [
         TrialRow(**{**vars(row(tmp_path, "a")), "rescored": rescored}),
-        trial_row(tmp_path, EndedTrial("b", {"lora.alpha": 16}, "Error, with a comma"), "exact_match", EPOCHS),
+        trial_row(tmp_path, EndedTrial("b", {"lora.alpha": 16}, "Error, with a comma"), "exact_match"),
     ]
     board: dict[str, Any] = json.loads(write_leaderboard(tmp_path, "exact_match", rows).read_text())
     assert [found["trial"] for found in board["trials"]] == ["a", "b"]
