@@ -41,21 +41,26 @@ def search(output: Path, **changes: Any) -> SearchConfig:
 
 def first(output: Path) -> TrainConfig:
     values = {"name": "p", "task": "vqa", "data": {"shards": "unused"}, "output_dir": str(output)}
-    return build_config(TrainConfig, values | {"training": {"epochs": EPOCHS}}, "test")
+    return build_config(
+        TrainConfig, values | {"training": {"epochs": EPOCHS}, "resources": {"max_failures": 1}}, "test"
+    )
 
 
 def stand_in(**befalls: Any) -> Any:
     """A trial that reports how near its rate is to 1e-2, epoch by epoch; `befalls` says what happens to which trial."""
 
     def trial(suggestion: Any, values: dict[str, Any], output: str) -> None:
-        from ray import tune
+        from contextlib import nullcontext
 
-        from pefomed_ray.errors import DivergedError
-        from pefomed_ray.search.trial import beginning
+        from ray import tune
 
         name = suggestion["trial"]
         folder = Path(output) / name
-        with beginning(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if befalls:  # to import this takes longer than all else here
+            from pefomed_ray.errors import DivergedError
+            from pefomed_ray.search.trial import beginning
+        with beginning(folder) if befalls else nullcontext():
             with open(folder / "begun.txt", "a") as file:
                 file.write("begun\n")
             for epoch in range(1, EPOCHS + 1):
