@@ -165,7 +165,7 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(url: str,
 
 
 def test_a_driver_killed_while_it_writes_leaves_a_whole_study(tmp_path: Path) -> None:
-    """SIGKILL within a transaction, whose rows are in the file already. What was committed stays, and the study goes on."""
+    """SIGKILL within a transaction whose rows are in the file already: what was committed stays, and it goes on."""
     config = search(tmp_path)
     carry_on(config, 3)
     before = drawn(config)
