@@ -75,7 +75,7 @@ def run_search(
         study = run_trials(search, first, on_report, resume=resume)
         rows = ranked(trial_row(output, trial, search.metric) for trial in _ended(search, study))
         if not rows:
-            raise PefomedError("no trial ended an epoch within time_budget_s; go on with --resume")
+            raise PefomedError("no trial has ended an epoch yet; go on with --resume")
         if rows[0].value is None:
             raise_stop(output / TRIALS_FOLDER / rows[0].trial)
             raise PefomedError(f"all trials failed; the first: {rows[0].reason}")

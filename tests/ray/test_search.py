@@ -84,5 +84,9 @@ def test_concurrency_follows_from_the_cluster(phantom_shards: Path, tmp_path: Pa
     assert concurrent_trials(search(tmp_path, max_concurrent=3), config, [{"CPU": 8.0}]) == 3
     on_gpu = trial_config(values(phantom_shards), {"resources.use_gpu": True})
     assert concurrent_trials(search(tmp_path), on_gpu, [{"CPU": 8.0, "GPU": 2.0}]) == 2
+    on_four = trial_config(values(phantom_shards), {"resources.cpus_per_worker": 4})
+    assert concurrent_trials(search(tmp_path), on_four, [{"CPU": 4.5}, {"CPU": 8.0}, {"CPU": 9.0}]) == 4
+    with pytest.raises(ConfigError, match=r"a trial needs 4\.5 CPU on one node; the cluster's have 3 CPU and 0 GPU; 3"):
+        concurrent_trials(search(tmp_path), on_four, [{"CPU": 3.0}, {"CPU": 3.0}])  # six in all, and no place for one
     with pytest.raises(ConfigError, match=r"a trial needs 0\.5 CPU and 1 GPU"):
         concurrent_trials(search(tmp_path), on_gpu, [{"CPU": 8.0}])
