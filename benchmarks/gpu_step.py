@@ -31,6 +31,8 @@ from benchmarks._bases import LLAMA_2_7B, VIT_G, make_base
 from benchmarks._measure import JsonOption, QuickOption, Spread, finish, machine, spread, timed
 from benchmarks._small import ANSWERS, QUESTIONS, make_batches
 from pefomed_ray.config.schema import LoraConfig, OptimizerConfig, Precision
+from pefomed_ray.jobs.flops import Matrices
+from pefomed_ray.jobs.flops import step_flops as flops_of_sizes
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.lora import attach_lora, parameter_counts
 from pefomed_ray.rendering.batches import IGNORED_LABEL, Batch
@@ -69,7 +71,7 @@ CASES = (Case(1), Case(4), Case(16), Case(16, recompute=True))
 class Measured:
     """One case: model FLOPs of a step by part, and what was seen. A round has one value in each list but `losses`."""
 
-    flops: dict[str, int]
+    flops: dict[str, float]
     tokens: int
     """Of a step, visual ones too."""
     step_s: list[float]
@@ -180,39 +182,33 @@ def measure(base: Base, case: Case, rounds: int, matmul_side: int) -> Measured:
     return Measured(step_flops(base, batch), int(batch.mask_BT.sum()), step_s, rates, peak_bytes, losses)
 
 
-def step_flops(base: Base, batch: Batch) -> dict[str, int]:
-    """Model FLOPs of one training step of a `pefomed` base on `batch`, by part: two for each multiplication and sum.
-
-    A product with a weight matrix of P entries costs 2P for a row that it is applied to; the gradient of its input as
-    much again, and that of the weight as much again (arXiv 2001.08361, section 2.1). Nothing asks for gradients of
-    frozen weights, nor of the tower's input and output:
-
-    - tower: 2P for each patch (and the class token), 4 S^2 D a block for attention over S positions of width D;
-    - projector: 4P for each visual token, it learns and its input does not;
-    - layers: 4P for each text and visual token; lora: 6P;
-    - attention: 3 * 4 T^2 H a layer over T tokens of width H, not halved for what the mask hides (arXiv 2204.02311,
-      appendix B);
-    - head: 4P for each position in a column with a label, whoever's it is (`answer_loss`).
-
-    Norms, activations, softmax, rotation and AdamW are left out, as there.
-    """
-    model: Any = base.model
-    vision, text = model.config.vision_config, model.config.text_config
+def step_flops(base: Base, batch: Batch) -> dict[str, float]:
+    """Model FLOPs of one training step of a `pefomed` base on `batch`, as `jobs.flops.step_flops` counts them."""
     rows, tokens = batch.ids_BT.shape
     columns = int((batch.labels_BT[:, 1:] != IGNORED_LABEL).any(dim=0).sum())
-    patches = (vision.image_size // vision.patch_size) ** 2
-    seen = patches + 1
+    return flops_of_sizes(matrices_of(base), rows, tokens, columns, images=rows)
+
+
+def matrices_of(base: Base) -> Matrices:
+    """Of a `pefomed` base with its adapters in it."""
+    model: Any = base.model
+    vision, text = model.config.vision_config, model.config.text_config
     adapters = entries(base.decoder_layers, nn.Linear, learning=True)
-    in_blocks = 2 * entries(model.vision_tower, nn.Linear) * seen
-    tower_attention = 4 * vision.num_hidden_layers * seen**2 * vision.hidden_size
-    return {
-        "tower": rows * (2 * entries(model.vision_tower, nn.Conv2d) * patches + in_blocks + tower_attention),
-        "projector": rows * 4 * entries(model.projector, nn.Linear) * model.config.visual_tokens,
-        "layers": rows * 4 * (entries(base.decoder_layers, nn.Linear) - adapters) * tokens,
-        "lora": rows * 6 * adapters * tokens,
-        "attention": rows * 12 * text.num_hidden_layers * tokens**2 * text.num_attention_heads * text.head_dim,
-        "head": rows * 4 * entries(model.language_model.lm_head, nn.Linear) * columns,
-    }
+    return Matrices(
+        patch_embedding=entries(model.vision_tower, nn.Conv2d),
+        tower=entries(model.vision_tower, nn.Linear),
+        projector=entries(model.projector, nn.Linear),
+        layers=entries(base.decoder_layers, nn.Linear) - adapters,
+        adapters=adapters,
+        head=entries(model.language_model.lm_head, nn.Linear),
+        tower_depth=vision.num_hidden_layers,
+        tower_width=vision.hidden_size,
+        depth=text.num_hidden_layers,
+        attention_width=text.num_attention_heads * text.head_dim,
+        patches=(vision.image_size // vision.patch_size) ** 2,
+        tiles=1,
+        image_tokens=model.config.visual_tokens,
+    )
 
 
 def entries(module: nn.Module, kind: type[nn.Module], *, learning: bool = False) -> int:

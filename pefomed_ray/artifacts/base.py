@@ -83,7 +83,7 @@ def tower_digest(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = {}
     for path in weight_files(folder):
-        header, start = _weights_header(path)
+        header, start = weights_header(path)
         with open(path, "rb") as file:
             for name in sorted(name for name in header if name.startswith(VISION_TOWER)):
                 first, last = header[name]["data_offsets"]
@@ -115,7 +115,7 @@ def linear_layers(folder: Path) -> set[str]:
     """Last names of the language model's linear layers (`q_proj`, ...), read from the weights' headers."""
     names: set[str] = set()
     for path in weight_files(folder):
-        for tensor, info in _weights_header(path)[0].items():
+        for tensor, info in weights_header(path)[0].items():
             if re.search(r"(^|\.)layers\.\d+\.", tensor) and not OF_VISION.search(tensor) and len(info["shape"]) == 2:
                 names.add(tensor.removesuffix(".weight").rsplit(".", 1)[-1])
     return names
@@ -126,7 +126,7 @@ def _check_is_there(folder: Path, name: str) -> None:
         raise ConfigError(f"base.path: {str(folder)!r} is not a base model: it has no {name}")
 
 
-def _weights_header(path: Path) -> tuple[dict[str, Any], int]:
+def weights_header(path: Path) -> tuple[dict[str, Any], int]:
     """Tensor name -> dtype, shape, offsets; and where in the file the offsets count from.
 
     Format: 8 bytes little-endian length, then a JSON object.
