@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from pefomed_ray.metrics.intervals import mean_with_interval
+from pefomed_ray.metrics.intervals import mean_with_interval, paired_difference
 
 
 def test_no_rows() -> None:
@@ -60,3 +60,46 @@ def test_the_same_every_time_and_plain_json() -> None:
     assert json.loads(json.dumps(first)) == first
     assert first["n"] == 4
     assert first["unscored"] == 1
+
+
+def test_a_difference_of_independent_rows_agrees_with_the_normal_interval() -> None:
+    ours, theirs = [1.0] * 300 + [0.0] * 200, [1.0] * 200 + [0.0] * 250 + [1.0] * 50
+    found = paired_difference(ours, theirs, [str(i) for i in range(500)])
+    assert (found.value, found.n) == (pytest.approx(0.1), 500)
+    half = 1.96 * np.sqrt((100 / 500 + 50 / 500 - 0.1**2) / 500)
+    low, high = found.ci95 or (0, 0)
+    assert (low, high) == (pytest.approx(0.1 - half, abs=0.008), pytest.approx(0.1 + half, abs=0.008))
+    assert found.p is not None
+    assert found.p < 0.002
+
+
+def test_pairing_and_clusters_both_count() -> None:
+    # Two models that agree on all but 10 of 200 rows: unpaired intervals overlap, the paired one does not reach 0.
+    theirs = [float(i % 2) for i in range(200)]
+    ours = [1.0 if i < 20 else value for i, value in enumerate(theirs)]
+    rows = [str(i) for i in range(200)]
+    means = [mean_with_interval(values, rows).ci95 or (0, 0) for values in (ours, theirs)]
+    assert means[0][0] < means[1][1]
+    assert (paired_difference(ours, theirs, rows).ci95 or (0, 0))[0] > 0
+    # The ten rows are of two images of ten questions: as two observations of twenty they prove nothing.
+    clustered = paired_difference(ours, theirs, [str(i // 10) for i in range(200)])
+    assert clustered.ci95 is not None
+    assert clustered.ci95[0] <= 0
+    assert (clustered.p or 0) > 0.05
+
+
+def test_a_difference_turned_round() -> None:
+    ours, theirs, rows = [1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5], ["a", "b", "c", "d"]
+    there, back = paired_difference(ours, theirs, rows), paired_difference(theirs, ours, rows)
+    assert back.value == -there.value
+    assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0])) if there.ci95 else False
+    assert back.p == there.p
+    assert json.loads(json.dumps(there.to_json())) == there.to_json()
+
+
+def test_models_that_never_differ_are_not_certainly_equal() -> None:
+    found = paired_difference([1.0, 0.0] * 10, [1.0, 0.0] * 10, [str(i) for i in range(20)])
+    high = 1 - 0.025 ** (1 / 20)
+    assert found.ci95 == pytest.approx((-high, high))
+    assert found.p == 1.0
+    assert paired_difference([1.0, 0.0], [0.0, 0.0], ["a", "a"]).ci95 is None
