@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pefomed_ray.cli.console import err, percent, say
-from pefomed_ray.training.checkpoint import step_of_newest
+from pefomed_ray.training.progress import step_of_newest
 from pefomed_ray.training.report import write_report
 from pefomed_ray.training.trainer import Watch
 

@@ -403,8 +403,13 @@ class SearchConfig(Section):
     """Trials are left where they stand after so many seconds; `--resume` goes on with them, for as long again."""
     plateau_trials: PositiveInt | None = None
     """Begin no other trial once so many, the newest that ended, have brought no better one."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """on: trials share open bases, many adapters trained in one pass (PLoRA, arXiv 2508.02932), and the result is that
+    of each trial alone; they may differ in `lora` and `optimizer` only. auto: where that can be. off: each trial by
+    itself."""
     max_concurrent: PositiveInt | None = None
-    """Trials at once; default: as many as the cluster holds, with their data workers."""
+    """Trials at once. Default: of trials by themselves as many as the cluster holds, with their data workers; of packed
+    ones half of all, so that what the first half showed is known when the second is drawn."""
     metric: Literal["exact_match", "rougeL"] = "exact_match"
     """Of the validation rows, in a trial's best epoch; larger is better."""
     scheduler: Literal["asha", "none"] = "asha"

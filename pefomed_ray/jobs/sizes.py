@@ -33,8 +33,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of a decoder layer; which one of each is told by its last name (`q_proj`, ...)."""
+    """A linear layer of a decoder layer, by the number of that and its own last name (`q_proj`, ...)."""
 
+    layer: int
     name: str
     outputs: int
     inputs: int
@@ -81,15 +82,21 @@ class BaseSizes:
         return next(iter(self.embeddings.values()))[0]
 
     @cached_property
-    def depth(self) -> int:
-        """Decoder layers."""
-        return len({found[2] for name in self.layers if (found := LAYER.search(name))})
-
-    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """Of all decoder layers."""
-        matrices = {name: shape for name, shape in self.layers.items() if len(shape) == 2}
-        return tuple(Linear(name.split(".")[-2], *shape) for name, shape in matrices.items())
+        found = [(LAYER.search(name), shape) for name, shape in self.layers.items() if len(shape) == 2]
+        return tuple(Linear(int(match[2]), match[3].rpartition(".")[2], *shape) for match, shape in found if match)
+
+    @cached_property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return len({linear.layer for linear in self.linears})
+
+    @cached_property
+    def tower_depth(self) -> int:
+        """Blocks of the tower."""
+        found = (re.search(r"\.(?:layers?|blocks)\.(\d+)\.", name) for name in self.tower)
+        return len({match[1] for match in found if match})
 
     @property
     def parameters(self) -> int:

@@ -18,11 +18,13 @@ from pefomed_ray.config.load import read_yaml, set_key
 from pefomed_ray.config.schema import Choice, Dimension
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.search.lock import check_not_running
-from pefomed_ray.training.preflight import check_run, with_absolute_paths
+from pefomed_ray.training.preflight import check_packable, check_run, with_absolute_paths
 
 SEARCH_FILE = "search.yaml"
 PRESET_FILE = "preset.yaml"
 """What the search is, in its output folder; PRESET_FILE is written last."""
+PACKABLE = ("lora.", "optimizer.")
+"""What packed trials may differ in."""
 MAY_CHANGE = frozenset(
     {
         "preset",
@@ -32,6 +34,7 @@ MAY_CHANGE = frozenset(
         "time_budget_s",
         "plateau_trials",
         "max_concurrent",
+        "packing",
         "storage",
         "choice",
     }
@@ -158,15 +161,17 @@ def check_space(search: SearchConfig, values: Mapping[str, Any]) -> None:
     """Build a config at both ends of every dimension and at every point.
 
     Raises ConfigError before Ray starts: a key that does not exist, an end or a point that does not validate or lies
-    outside the space, or a preset that needs several workers (a trial trains on one).
+    outside the space, what `packing: on` cannot be, or a preset that needs several workers where trials are not packed
+    (a trial by itself trains on one).
     """
+    unpacked = why_not_packed(search, values)
     for key, dimension in search.space.items():
         for params in _extremes(search, key, dimension):
             config = trial_config(values, params)
-            if config.resources.workers != 1:
+            if unpacked and config.resources.workers != 1:
                 raise ConfigError(
-                    f"preset {search.preset!r}: resources.workers is {config.resources.workers}, but a trial trains on "
-                    "one worker; set `overrides: {resources.workers: 1}`"
+                    f"preset {search.preset!r}: resources.workers is {config.resources.workers}, but a trial by itself "
+                    f"trains on one worker ({unpacked}); set `overrides: {{resources.workers: 1}}`"
                 )
     for number, point in enumerate(search.points):
         try:
@@ -174,6 +179,31 @@ def check_space(search: SearchConfig, values: Mapping[str, Any]) -> None:
         except ConfigError as error:
             raise ConfigError(f"points[{number}]: {error}") from None
         trial_config(values, point)
+
+
+def why_not_packed(search: SearchConfig, values: Mapping[str, Any]) -> str | None:
+    """Why the trials of a search cannot be packed; None where they can. `values`: those of the preset.
+
+    Raises ConfigError where `packing: on` asks for what cannot be.
+    """
+    if search.packing == "off":
+        return "packing: off"
+    reason = _not_packable(search, values)
+    if reason and search.packing == "on":
+        raise ConfigError(f"packing: on, but {reason}")
+    return reason
+
+
+def _not_packable(search: SearchConfig, values: Mapping[str, Any]) -> str | None:
+    if apart := [key for key in search.space if not key.startswith(PACKABLE)]:
+        return f"trials that differ in {', '.join(apart)} cannot be packed, only in {' and '.join(PACKABLE)}"
+    try:
+        for key, dimension in search.space.items():
+            for params in _extremes(search, key, dimension):
+                check_packable(trial_config(values, params))
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _extremes(search: SearchConfig, key: str, dimension: Dimension) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """A search: Optuna proposes, ASHA stops what lags, and the leaderboard says what came of every trial."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pefomed_ray.config import SearchConfig, TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, PefomedError
+from pefomed_ray.search.features import with_cached_features
+from pefomed_ray.search.host import CLIENT_CPUS, hosts_of
 from pefomed_ray.search.leaderboard import (
     TRIALS_FOLDER,
     EndedTrial,
@@ -25,18 +28,34 @@ from pefomed_ray.search.leaderboard import (
     write_leaderboard,
 )
 from pefomed_ray.search.lock import locked
+from pefomed_ray.search.packed_trial import run_packed_trial
+from pefomed_ray.search.plain_trial import run_trial
+from pefomed_ray.search.planner import plan_packs
 from pefomed_ray.search.searcher import StudySearch
-from pefomed_ray.search.space import check_search, output_dir, params_of, record_search, trial_config
+from pefomed_ray.search.space import check_search, output_dir, params_of, record_search, trial_config, why_not_packed
 from pefomed_ray.search.storage import ENDED, REASON, open_study, remaining, reported, trial_name
-from pefomed_ray.search.trial import Suggestion, run_trial
 from pefomed_ray.training.feed import DATA_WORKER_CPUS
 from pefomed_ray.training.outcome import raise_stop
 
 OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Called with (trial id, its parameters, the epoch's row)."""
-TrialFunction = Callable[[Suggestion, dict[str, Any], str], None]
+TrialFunction = Callable[..., None]
 """Called in a process of its own with what is suggested, the preset's `values` and the folder of all trials, `output`;
 reports an epoch's row by `tune.report`, and again those up to where it goes on."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a search's trials run."""
+
+    trial: TrialFunction
+    request: dict[str, float]
+    """What Tune reserves for one."""
+    at_once: int
+    first: TrainConfig
+    """What all start from."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """What else the function takes."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +105,43 @@ def run_search(
 
 
 def run_trials(
-    search: SearchConfig, first: TrainConfig, on_report: OnReport, *, resume: bool, trial: TrialFunction = run_trial
+    search: SearchConfig, first: TrainConfig, on_report: OnReport, *, resume: bool, trial: TrialFunction | None = None
 ) -> Study:
-    """The study, once all its trials have ended or the search's plateau or time budget is reached."""
+    """The study, once all its trials have ended or the search's plateau or time budget is reached.
+
+    `trial`: called for each by itself, in place of what trains one.
+    """
     study = open_study(search, resume=resume)
     record_search(search, first)
     if remaining(search, study):
         # Tune refuses a trial that ends without a report, as one does that fails in its first epoch.
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-        _tuner(search, first, study, on_report, trial).fit()
+        with nullcontext(by_themselves(search, first, trial)) if trial else _running(search, first) as running:
+            _tuner(search, running, study, on_report).fit()
     return study
+
+
+@contextmanager
+def _running(search: SearchConfig, first: TrainConfig) -> Iterator[Running]:
+    """Packed where that can be."""
+    if why_not_packed(search, first.model_dump(mode="json")):
+        yield by_themselves(search, first, run_trial)
+        return
+    output, plan = output_dir(search), plan_packs(search, first, _nodes())
+    cached = with_cached_features(first, output, workers=plan.hosts)
+    with hosts_of(cached, plan.hosts, plan.places, output) as hosts:
+        yield Running(run_packed_trial, {"CPU": CLIENT_CPUS}, plan.at_once, cached, {"hosts": hosts})
+
+
+def by_themselves(search: SearchConfig, first: TrainConfig, trial: TrialFunction) -> Running:
+    """Each trial in a process of its own, which trains it."""
+    resources = first.resources
+    request = {"GPU": 1.0, "CPU": CLIENT_CPUS} if resources.use_gpu else {"CPU": resources.cpus_per_worker}
+    return Running(trial, request, concurrent_trials(search, first, _nodes()), first)
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def concurrent_trials(search: SearchConfig, config: TrainConfig, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -129,19 +175,16 @@ class _Reports(tune.Callback):
         self.on_report(trial.config["trial"], trial.config["params"], result)
 
 
-def _tuner(
-    search: SearchConfig, first: TrainConfig, study: Study, on_report: OnReport, trial: TrialFunction
-) -> tune.Tuner:
-    output, resources = output_dir(search), first.resources
-    request = {"GPU": 1.0, "CPU": 0.001} if resources.use_gpu else {"CPU": resources.cpus_per_worker}
-    values = first.model_dump(mode="json")
-    trainable = tune.with_parameters(trial, values=values, output=str(output / TRIALS_FOLDER))
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _tuner(search: SearchConfig, running: Running, study: Study, on_report: OnReport) -> tune.Tuner:
+    output, first = output_dir(search), running.first
+    trainable = tune.with_parameters(
+        running.trial, values=first.model_dump(mode="json"), output=str(output / TRIALS_FOLDER), **running.parameters
+    )
     return tune.Tuner(
-        tune.with_resources(trainable, request),
+        tune.with_resources(trainable, running.request),
         tune_config=tune.TuneConfig(
             num_samples=remaining(search, study),
-            max_concurrent_trials=concurrent_trials(search, first, nodes),
+            max_concurrent_trials=running.at_once,
             search_alg=StudySearch(search, study),
             scheduler=_asha(search, first, study) if search.scheduler == "asha" else None,
             time_budget_s=search.time_budget_s,
@@ -154,7 +197,7 @@ def _tuner(
             storage_path=str(output),
             verbose=0,
             callbacks=[_Reports(on_report)],
-            failure_config=tune.FailureConfig(max_failures=resources.max_failures),  # of lost processes alone
+            failure_config=tune.FailureConfig(max_failures=first.resources.max_failures),  # of lost processes alone
         ),
     )
 

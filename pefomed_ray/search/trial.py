@@ -1,4 +1,4 @@
-"""One trial: the plain training loop in Tune's own process, reporting every epoch.
+"""A trial's folder, and what Tune hands to it; the same for trials that are packed and for those that are not.
 
 <output>/trials/<trial>/    the files of a run; `stopped.json` where it failed, and why
 """
@@ -14,11 +14,8 @@ from ray import tune
 
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.errors import PefomedError
-from pefomed_ray.search.leaderboard import reason_of
-from pefomed_ray.search.space import trial_config
-from pefomed_ray.training.alone import train_alone
-from pefomed_ray.training.checkpoint import progress_of_newest
 from pefomed_ray.training.outcome import STOPPED_FILE, is_stopped, record_stop
+from pefomed_ray.training.progress import progress_of_newest
 
 LOCK_FILE = "trial.lock"
 LOCK_TIMEOUT_S = 120.0
@@ -34,20 +31,6 @@ class Suggestion(TypedDict):
     """By dotted key of the training config."""
 
 
-def run_trial(suggestion: Suggestion, values: dict[str, Any], output: str) -> None:
-    """Train with the suggested parameters over the preset's `values`; everything goes to `<output>/<trial>`.
-
-    Goes on there where it began before. Tune may reuse the process for a later trial, which spares it importing
-    everything again.
-    """
-    folder = Path(output) / suggestion["trial"]
-    config = trial_config(values, suggestion["params"], name=folder.name, output_dir=str(folder))
-    with beginning(folder):
-        if not is_stopped(folder):
-            report_again(folder)
-            train_alone(config, folder, tune.report)
-
-
 @contextmanager
 def beginning(folder: Path) -> Iterator[None]:
     """Alone in the trial's folder; an error is written down there (`failure`) and ends the trial.
@@ -61,15 +44,22 @@ def beginning(folder: Path) -> Iterator[None]:
         except PefomedError as error:
             record_stop(folder, error)
         except Exception as error:
+            from pefomed_ray.search.leaderboard import reason_of  # brings torch with it, which a packed trial is spared
+
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}, line {frame.lineno}"
             record_stop(folder, PefomedError(f"{reason_of(error)} ({where})"))
 
 
-def report_again(folder: Path) -> None:
-    """Report the epochs up to the checkpoint that the trial goes on from: Tune counts from one each time it starts."""
-    for row in progress_of_newest(folder).epochs:
+def report_again(folder: Path) -> int:
+    """Report the epochs up to the checkpoint that the trial goes on from: Tune counts from one each time it starts.
+
+    Returns how many there are.
+    """
+    rows = progress_of_newest(folder).epochs
+    for row in rows:
         tune.report(row)
+    return len(rows)
 
 
 def failure(folder: Path) -> str | None:

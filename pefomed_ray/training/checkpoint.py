@@ -10,7 +10,7 @@ checkpoint that is whole; Ray's own snapshots are not asked.
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +22,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pefomed_ray.artifacts.storage import publishing, read_json, sha256_file, write_json
 from pefomed_ray.errors import ConfigError
+from pefomed_ray.training.progress import CHECKPOINT_FILE, FOLDER, STATE_FILE, Progress, folders
 
-FOLDER = "checkpoints"
 KEPT = 2
 """The newest, and one to fall back on where that is damaged."""
-STATE_FILE = "state.safetensors"
-CHECKPOINT_FILE = "checkpoint.json"
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 """What is stored of a parameter: itself, and AdamW's moments; `<kind>.<name>` in the file."""
-
-
-@dataclass
-class Progress:
-    """How far a run is, and what it saw on the way."""
-
-    step: int = 0
-    """Optimizer steps taken."""
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    """A row for each epoch that ended."""
-    best: int = -1
-    """Position in `epochs` of the best validation metric; the earlier of equals."""
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    """A row for each step since the last epoch ended (`step.Step`)."""
-    bad_steps: int = 0
-    """Steps that were left out, in the whole run."""
-
-    def end_epoch(self, row: dict[str, Any], metric: str) -> None:
-        """One more epoch."""
-        self.epochs.append(row)
-        self.steps = []
-        if self.best < 0 or row[metric] > self.epochs[self.best][metric]:
-            self.best = len(self.epochs) - 1
 
 
 @dataclass(frozen=True)
@@ -129,7 +104,7 @@ def save_checkpoint(output: Path, progress: Progress, tensors: dict[str, Tensor]
             "sha256": sha256_file(partial / STATE_FILE),
         }
         write_json(partial / CHECKPOINT_FILE, document)
-    for old in _folders(output)[KEPT:]:
+    for old in folders(output)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -140,7 +115,7 @@ def newest(output: Path, identity: dict[str, Any]) -> Checkpoint | None:
     Raises ConfigError where it is of another run, naming what differs.
     """
     passed_over: list[str] = []
-    for folder in _folders(output):
+    for folder in folders(output):
         try:
             document = read_json(folder / CHECKPOINT_FILE)
             if sha256_file(folder / STATE_FILE) != document["sha256"]:
@@ -153,23 +128,6 @@ def newest(output: Path, identity: dict[str, Any]) -> Checkpoint | None:
         _check_same_run(document["identity"], identity, output)
         return Checkpoint(progress, tensors, tuple(passed_over))
     return None
-
-
-def step_of_newest(output: Path) -> int:
-    """Optimizer steps that `newest` would give back; 0 where there is none."""
-    return progress_of_newest(output).step
-
-
-def progress_of_newest(output: Path) -> Progress:
-    """What `newest` would give back but for the tensors; that of a run's beginning where there is none."""
-    for folder in _folders(output):
-        try:
-            document = read_json(folder / CHECKPOINT_FILE)
-            if sha256_file(folder / STATE_FILE) == document["sha256"]:
-                return Progress(**document["progress"])
-        except Exception:  # as in `newest`
-            continue
-    return Progress()
 
 
 def _check_same_run(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
@@ -189,13 +147,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _folders(output: Path) -> list[Path]:
-    """Newest first, by their step: clocks may be wrong."""
-    folder = output / FOLDER
-    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

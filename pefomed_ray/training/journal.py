@@ -15,8 +15,8 @@ import torch
 from tensorboardX import SummaryWriter
 
 from pefomed_ray.artifacts.storage import write_bytes, write_json
-from pefomed_ray.training.checkpoint import Progress
 from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.trackers import Trackers
 
 STEPS_FILE = "steps.jsonl"

@@ -16,10 +16,11 @@ from pefomed_ray.errors import DivergedError, PefomedError
 from pefomed_ray.model.base import Base
 from pefomed_ray.model.bundle import save_bundle
 from pefomed_ray.model.lora import PeftForm
-from pefomed_ray.training.checkpoint import Progress, save_checkpoint, weights
+from pefomed_ray.training.checkpoint import save_checkpoint, weights
 from pefomed_ray.training.journal import Journal
 from pefomed_ray.training.lineage import lineage_of
 from pefomed_ray.training.order import TrainingOrder
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.trackers import Trackers
 
 Item = TypeVar("Item")

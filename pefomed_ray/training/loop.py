@@ -14,11 +14,12 @@ from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.bundle import open_base_of, put_on
 from pefomed_ray.model.lora import attach_lora, peft_form, what_learns
 from pefomed_ray.rendering.batches import Batch
-from pefomed_ray.training.checkpoint import Progress, gather, newest, restore
+from pefomed_ray.training.checkpoint import gather, newest, restore
 from pefomed_ray.training.keeper import Clock, Keeper, Run, hold
 from pefomed_ray.training.lineage import run_identity
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.preflight import check_features
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step, build_optimizer, dropout_seed, learning_rate_at, train_step
 from pefomed_ray.training.validation import ValidationSet

@@ -7,13 +7,15 @@
 
 import json
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pefomed_ray import errors
 from pefomed_ray.artifacts.storage import read_json, write_json
 from pefomed_ray.config import TrainConfig
 from pefomed_ray.errors import PefomedError
+
+if TYPE_CHECKING:  # a packed trial's process has no use for it
+    import torch
 
 STOPPED_FILE = "stopped.json"
 FAILURES_FILE = "failures.jsonl"
@@ -60,7 +62,7 @@ def that_fits(config: TrainConfig, output: Path) -> TrainConfig:
     return _with_micro_batch(config, size) if size else config
 
 
-def halve(config: TrainConfig, output: Path, error: torch.OutOfMemoryError) -> TrainConfig:
+def halve(config: TrainConfig, output: Path, error: "torch.OutOfMemoryError") -> TrainConfig:
     """The config with half the micro-batch, written down for the next try.
 
     Raises PefomedError where there is nothing to halve, or the global batch would not come out even.

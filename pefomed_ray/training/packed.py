@@ -20,14 +20,15 @@ from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, DivergedError, PefomedError
 from pefomed_ray.model.pack import Adapter, Pack, take_off
 from pefomed_ray.rendering.batches import Batch
-from pefomed_ray.training.checkpoint import WEIGHT, Progress, newest, weights
+from pefomed_ray.training.checkpoint import WEIGHT, newest, weights
 from pefomed_ray.training.keeper import Clock, Keeper, Run, hold
 from pefomed_ray.training.lineage import run_identity
 from pefomed_ray.training.loop import adapt, open_frozen
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.packed_rows import PackedRows
 from pefomed_ray.training.packed_step import BadStep, PackedOptimizer, Turn, moved, packed_step
-from pefomed_ray.training.preflight import check_features
+from pefomed_ray.training.preflight import check_features, check_packable
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import learning_rate_at
 from pefomed_ray.training.validation import ValidationSet
@@ -35,19 +36,19 @@ from pefomed_ray.training.validation import ValidationSet
 APART = ("name", "output_dir", "lora", "optimizer")
 """What runs of a pack may differ in."""
 
-Outcome = dict[str, Any] | PefomedError
-"""A run's row of `epochs.json`, or why it has none."""
+
+@dataclass(frozen=True)
+class Advanced:
+    """An epoch that a run has done."""
+
+    row: dict[str, Any]
+    """Of `epochs.json`."""
+    is_over: bool
+    """Whether it was the run's last."""
 
 
-def check_packable(config: TrainConfig) -> None:
-    """Raise ConfigError for what cannot be packed."""
-    if config.lora.use_dora:
-        raise ConfigError("lora.use_dora cannot be packed: each trial's norms are of the whole weight; set packing=off")
-    if config.training.gradient_checkpointing and config.lora.dropout:
-        raise ConfigError(
-            "training.gradient_checkpointing with lora.dropout cannot be packed: layers that are computed again would "
-            "drop out otherwise; set lora.dropout=0, or packing=off"
-        )
+Outcome = Advanced | PefomedError
+"""Why not, where it could not."""
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Member:
     """On rank 0; so is the lock."""
     lock: BaseFileLock | None
     trouble: PefomedError | None = None
+
+    def outcome(self, epoch: int) -> Outcome:
+        """Of an epoch, by its number from 1."""
+        rows = self.run.progress.epochs
+        return self.trouble or Advanced(rows[epoch - 1], is_over=epoch == len(rows) and self.run.is_over)
 
     @property
     def steps_to_go(self) -> int:
@@ -90,20 +96,22 @@ class PackedTrainer:
         self.validation = ValidationSet.load(rows_of(config, "validation"), config, self.base.renderer, ranks)
         self.members: dict[Path, Member] = {}
 
-    def advance(self, runs: Sequence[tuple[TrainConfig, Path]]) -> list[Outcome]:
-        """Let each run, by its output folder, do its next epoch; every rank must call with the same ones.
+    def advance(self, runs: Sequence[tuple[TrainConfig, Path, int]]) -> list[Outcome]:
+        """Let each run, by its output folder, do an epoch, by its number from 1; every rank must call with the same.
 
-        A run that has done all its epochs gives its last row again. Raises what is no run's own fault: errors of the
-        data and of the process group.
+        All epochs before it are done. One that is done already is not done again. Raises what is no run's own fault:
+        errors of the data and of the process group.
         """
-        members = [self._member(config, output) for config, output in runs]
-        waiting = sorted((member for member in members if not member.run.is_over), key=self._stands)
-        for _, group in groupby(waiting, self._stands):
+        members = [self._member(config, output) for config, output, _ in runs]
+        numbers = [number for _, _, number in runs]
+        waiting = [m for m, number in zip(members, numbers, strict=True) if len(m.run.progress.epochs) < number]
+        for _, group in groupby(sorted(waiting, key=self._stands), self._stands):
             self._fit(list(group))
-        for (_, output), member in zip(runs, members, strict=True):
-            if member.trouble or member.run.is_over:
+        outcomes = [member.outcome(number) for member, number in zip(members, numbers, strict=True)]
+        for (_, output, _), outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, PefomedError) or outcome.is_over:
                 self.forget(output)
-        return [member.trouble or member.run.progress.epochs[-1] for member in members]
+        return outcomes
 
     def forget(self, output: Path) -> None:
         """Let a run go: everything of it is on disk."""

@@ -94,3 +94,16 @@ def check_features(config: TrainConfig, base: Path) -> None:
             rows = load_shard_manifest(part.shards).rows
             used = [split for split in SPLITS_USED if rows.get(split)]
             check_cache(local_path(config.data.feature_cache), key, part.shards, used)
+
+
+def check_packable(config: TrainConfig) -> None:
+    """Raise ConfigError for what cannot be packed."""
+    if config.lora.use_dora:
+        raise ConfigError(
+            "lora.use_dora cannot be packed: its norms are of the whole weight; take packing: off"
+        )
+    if config.training.gradient_checkpointing and config.lora.dropout:
+        raise ConfigError(
+            "training.gradient_checkpointing with lora.dropout cannot be packed: layers that are computed again would "
+            "drop out otherwise; set lora.dropout=0, or packing: off"
+        )

@@ -21,13 +21,13 @@ from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.config import TrainConfig, save_config
 from pefomed_ray.config.schema import ResourcesConfig
 from pefomed_ray.errors import ConfigError, PefomedError, original_error
-from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.feed import DATA_WORKER_CPUS, RenderSettings, execution_options, training_dataset
 from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
 from pefomed_ray.training.keeper import START_FILE, hold
 from pefomed_ray.training.order import TrainingOrder, rows_of
 from pefomed_ray.training.outcome import FAILURES_FILE, clear_stop, raise_stop, that_fits
 from pefomed_ray.training.preflight import check_run, output_dir, with_absolute_paths
+from pefomed_ray.training.progress import step_of_newest
 from pefomed_ray.training.worker import train_worker
 
 WATCH_INTERVAL_S = 0.5

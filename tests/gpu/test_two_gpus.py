@@ -15,7 +15,8 @@ from pefomed_ray.model.generate import generate_ids
 from pefomed_ray.model.lora import attach_lora
 from pefomed_ray.model.precision import FLOAT32
 from pefomed_ray.rendering.batches import generation_batch, training_batch
-from pefomed_ray.training.checkpoint import Checkpoint, Progress, gather, restore
+from pefomed_ray.training.checkpoint import Checkpoint, gather, restore
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import build_optimizer, train_step
 from tests.two_ranks import on_two_ranks

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import PefomedError
-from pefomed_ray.training.checkpoint import step_of_newest
 from pefomed_ray.training.journal import STEPS_FILE
+from pefomed_ray.training.progress import step_of_newest
 from pefomed_ray.training.trainer import TrainResult, Watch, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]

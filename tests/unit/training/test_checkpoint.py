@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from pefomed_ray.artifacts import storage
 from pefomed_ray.errors import ConfigError
-from pefomed_ray.training.checkpoint import (
-    FOLDER,
-    STATE_FILE,
-    Progress,
-    gather,
-    newest,
-    restore,
-    save_checkpoint,
-    step_of_newest,
-)
+from pefomed_ray.training.checkpoint import gather, newest, restore, save_checkpoint
+from pefomed_ray.training.progress import FOLDER, STATE_FILE, Progress, step_of_newest
 
 IDENTITY = {"optimizer": {"learning_rate": 0.1}, "seed": 1}
 

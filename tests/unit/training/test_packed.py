@@ -9,7 +9,7 @@ import pytest
 
 from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.config import TrainConfig, build_config
-from pefomed_ray.training.packed import PackedTrainer
+from pefomed_ray.training.packed import Advanced, PackedTrainer
 from pefomed_ray.training.ranks import ALONE
 from tests.tiny_runs import train, weights, write_shards
 
@@ -49,11 +49,12 @@ def config(shards: Path) -> Callable[..., TrainConfig]:
 def pack(configs: list[TrainConfig], folder: Path, epochs: int = 2) -> list[Path]:
     """Train them all together; their output folders."""
     trainer = PackedTrainer(configs[0], ALONE)
-    runs = [(config, folder / str(number)) for number, config in enumerate(configs)]
-    for _ in range(epochs):
-        for outcome in trainer.advance(runs):
-            assert isinstance(outcome, dict), outcome
-    return [output for _, output in runs]
+    outputs = [folder / str(number) for number in range(len(configs))]
+    for epoch in range(1, epochs + 1):
+        for outcome in trainer.advance([(c, o, epoch) for c, o in zip(configs, outputs, strict=True)]):
+            assert isinstance(outcome, Advanced), outcome
+            assert outcome.is_over == (epoch == epochs)
+    return outputs
 
 
 def test_packed_runs_end_as_they_would_alone(config: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from pefomed_ray.model.generate import generate_ids
 from pefomed_ray.model.lora import attach_lora
 from pefomed_ray.model.precision import FLOAT32
 from pefomed_ray.rendering.batches import Batch, Rendered, generation_batch, training_batch, until_stop
-from pefomed_ray.training.checkpoint import Checkpoint, Progress, gather, restore
+from pefomed_ray.training.checkpoint import Checkpoint, gather, restore
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import build_optimizer, mean_loss, train_step
 from tests.tiny_bases import make_base

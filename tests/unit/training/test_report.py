@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pefomed_ray.config import TrainConfig, build_config
-from pefomed_ray.training.checkpoint import Progress
 from pefomed_ray.training.journal import Journal
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.report import write_report
 from pefomed_ray.training.trackers import Trackers
 

@@ -18,7 +18,8 @@ from pefomed_ray.model.bundle import PROJECTOR_FILE, save_bundle
 from pefomed_ray.model.lora import ADAPTER_FILE, attach_lora, parameter_counts
 from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
 from pefomed_ray.rendering.opening import open_renderer
-from pefomed_ray.training.checkpoint import STATE_FILE, Progress, gather, save_checkpoint, weights
+from pefomed_ray.training.checkpoint import gather, save_checkpoint, weights
+from pefomed_ray.training.progress import STATE_FILE, Progress
 from pefomed_ray.training.step import build_optimizer, trainable
 
 LEARNING = 56_627_200

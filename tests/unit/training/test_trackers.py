@@ -12,8 +12,8 @@ import pytest
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.training import preflight, trackers
-from pefomed_ray.training.checkpoint import Progress
 from pefomed_ray.training.journal import Journal
+from pefomed_ray.training.progress import Progress
 from pefomed_ray.training.trackers import TRACKERS_FILE, Trackers
 
 STEP = {"loss": 2.5, "grad_norm": 1.0, "learning_rate": 1e-3, "answer_tokens": 40, "step_s": 0.5}
