@@ -12,8 +12,9 @@ from pefomed_ray.cli.cluster import cluster
 from pefomed_ray.cli.console import say
 from pefomed_ray.cli.doctor import check_embedded_base
 from pefomed_ray.cli.options import serve_config
-from pefomed_ray.cli.progress import TrialLines, bar, leaderboard, metrics_table
+from pefomed_ray.cli.progress import bar, metrics_table
 from pefomed_ray.cli.training import LINES
+from pefomed_ray.cli.trials import TrialLines, leaderboard
 from pefomed_ray.cli.waiting import wait_for_signal
 from pefomed_ray.config import SearchConfig, TrainConfig, load_config
 from pefomed_ray.config.load import set_key

@@ -204,14 +204,14 @@ def search(
 
     checked = load_config(SearchConfig, space, overrides or [])
     values = preset_values(checked, Path(space))
-    check_search(checked, values, resume=resume)
+    first = check_search(checked, values, resume=resume)
     check_storage(checked, resume=resume)
     from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.progress import TrialLines, leaderboard
+    from pefomed_ray.cli.trials import leaderboard, shown_trials
     from pefomed_ray.search.study import run_search
 
-    with cluster():
-        result = run_search(checked, values, TrialLines(checked.metric), resume=resume)
+    with cluster(), shown_trials(checked.metric, first.training.epochs, checked.trials) as on_report:
+        result = run_search(checked, values, on_report, resume=resume)
     leaderboard(result.rows, checked.metric)
     finish(
         {

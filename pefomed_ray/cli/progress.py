@@ -1,18 +1,14 @@
-"""How far it is: a bar on a terminal, a line now and then elsewhere; epochs, trials and metrics as lines and tables."""
+"""How far it is: a bar on a terminal, a line now and then elsewhere; and an evaluation's metrics as a table."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.cli.console import err, percent, say, table
-
-if TYPE_CHECKING:
-    from pefomed_ray.search.leaderboard import TrialRow
 
 LINE_INTERVAL_S = 10.0
 
@@ -49,36 +45,6 @@ def _lines(what: str, unit: str) -> Callable[[int, int], None]:
 
 def _rate(done: int, started: float, unit: str) -> str:
     return f"{done / max(time.monotonic() - started, 1e-3):.0f} {unit}/s"
-
-
-class TrialLines:
-    """A line for each report of a trial."""
-
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
-
-    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
-        say(
-            f"trial {trial} epoch {row['training_iteration']}: "
-            f"{self.metric} {percent(row[self.metric])} {describe(params)}"
-        )
-
-
-def describe(params: dict[str, Any]) -> str:
-    """Parameters in a few words: `rank=8 alpha=16 learning_rate=0.0021`."""
-    return " ".join(
-        f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
-        for key, value in params.items()
-    )
-
-
-def leaderboard(rows: "list[TrialRow]", metric: str) -> None:
-    """The trials, best first."""
-    table(
-        f"leaderboard ({metric} on validation rows)",
-        ("trial", "state", metric, "best epoch", "epochs", "parameters"),
-        [(r.trial, r.state, percent(r.value), r.best_epoch, r.epochs, r.reason or describe(r.params)) for r in rows],
-    )
 
 
 def metrics_table(path: Path) -> None:

@@ -1,0 +1,119 @@
+"""How a search is shown: a live table of its trials on a terminal, a line an epoch elsewhere, and the leaderboard."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.live import Live
+from rich.table import Table
+
+from pefomed_ray.cli.console import err, percent, say, table
+
+if TYPE_CHECKING:
+    from pefomed_ray.search.leaderboard import TrialRow
+
+OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
+"""Called with (trial id, its parameters, the epoch's row)."""
+MOST_ROWS = 20
+"""Of the live table; the other trials, the worst, are counted below it."""
+
+
+@contextmanager
+def shown_trials(metric: str, epochs: int, of: int) -> Iterator[OnReport]:
+    """Yield what shows each report of a search of `of` trials, each of at most `epochs` epochs."""
+    if not err.is_terminal:
+        yield TrialLines(metric)
+        return
+    trials = TrialTable(metric, epochs, of)
+    with Live(get_renderable=trials.render, console=err, refresh_per_second=2, transient=True):
+        yield trials
+
+
+class TrialLines:
+    """A line for each report of a trial."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+
+    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
+        say(
+            f"trial {trial} epoch {row['training_iteration']}: "
+            f"{self.metric} {percent(row[self.metric])} {describe(params)}"
+        )
+
+
+class TrialTable:
+    """The trials that have reported, the best first, with the latest of each."""
+
+    def __init__(self, metric: str, epochs: int, of: int) -> None:
+        self.metric = metric
+        self.epochs = epochs
+        self.of = of
+        self._began = time.monotonic()
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._best: dict[str, float] = {}
+        self._params: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
+        self._latest[trial] = row
+        self._params[trial] = params
+        self._best[trial] = max(row[self.metric], self._best.get(trial, 0.0))
+
+    def render(self) -> Table:
+        """The table as it stands."""
+        elapsed_s = int(time.monotonic() - self._began)
+        best = percent(max(self._best.values(), default=None))
+        grid = Table(
+            title=f"{len(self._latest)} of {self.of} trials, best {self.metric} {best}, "
+            f"{elapsed_s // 3600}:{elapsed_s // 60 % 60:02d}:{elapsed_s % 60:02d}",
+            title_justify="left",
+        )
+        for column in ("trial", "state", "epoch", self.metric, "best", "parameters"):
+            grid.add_column(column, justify="left" if column in ("trial", "state", "parameters") else "right")
+        ranked = sorted(self._latest, key=lambda trial: (-self._best[trial], trial))
+        for trial in ranked[:MOST_ROWS]:
+            grid.add_row(*self._cells(trial), style="bold" if trial == ranked[0] else None)
+        if len(ranked) > MOST_ROWS:
+            grid.caption = f"and {len(ranked) - MOST_ROWS} others, none of them better"
+        return grid
+
+    def _cells(self, trial: str) -> Sequence[str]:
+        row = self._latest[trial]
+        epoch = row["training_iteration"]
+        # Tune says `done` with the report that it stops a trial at. One that fails says nothing: see the leaderboard.
+        state = "finished" if epoch >= self.epochs else "stopped" if row.get("done") else "running"
+        values = (percent(row[self.metric]), percent(self._best[trial]))
+        return trial, state, f"{epoch}/{self.epochs}", *values, describe(self._params[trial])
+
+
+def describe(params: dict[str, Any]) -> str:
+    """Parameters in a few words: `rank=8 alpha=16 learning_rate=0.0021`."""
+    return " ".join(
+        f"{key.rsplit('.', 1)[-1]}={f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in params.items()
+    )
+
+
+def leaderboard(rows: "list[TrialRow]", metric: str) -> None:
+    """The trials, best first."""
+    columns = (
+        "trial",
+        "state",
+        metric,
+        "95 % interval",
+        "whole split",
+        "best epoch",
+        "epochs",
+        "trained",
+        "parameters",
+    )
+    table(f"leaderboard ({metric} on validation rows)", columns, [_line(row) for row in rows])
+
+
+def _line(row: "TrialRow") -> Sequence[Any]:
+    interval = f"{percent(row.ci95[0])} to {percent(row.ci95[1])}" if row.ci95 else None
+    again = percent(row.rescored.value) if row.rescored else None
+    trained = f"{row.trainable_parameters:,}" if row.trainable_parameters else None
+    values = (percent(row.value), interval, again, row.best_epoch, row.epochs, trained)
+    return row.trial, row.state, *values, row.reason or describe(row.params)
