@@ -217,9 +217,9 @@ def entries(module: nn.Module, kind: type[nn.Module], *, learning: bool = False)
     return sum(weight.numel() for weight in weights if weight.requires_grad or not learning)
 
 
-def matmul_flops_per_s(side: int, device: torch.device) -> float:
-    """What the device does here and now, in a square product in bfloat16."""
-    left, right = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+def matmul_flops_per_s(side: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+    """What the device does here and now, in a square product."""
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     product = torch.empty_like(left)
     run = partial(torch.matmul, left, right, out=product)
     run()  # libraries choose their kernel at the first call

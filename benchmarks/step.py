@@ -63,13 +63,14 @@ class AllLogits(PefomedForConditionalGeneration):
     def forward(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        patch_features: Tensor | None = None,
         **kwargs: Any,
     ) -> PefomedOutput:
         """Logits at all positions; the language model's own loss."""
-        embeds = self.embed(input_ids, self.patch_features(pixel_values))
+        embeds = self.embed(input_ids, patch_features if pixel_values is None else self.patch_features(pixel_values))
         done = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, labels=labels, **kwargs)
         return PefomedOutput(loss=done.loss, logits=done.logits)
 
