@@ -11,6 +11,7 @@ from pefomed_ray import __version__
 from pefomed_ray.cli.console import exits_with_code, finish, say
 from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
+from pefomed_ray.cli.estimate import estimate
 from pefomed_ray.cli.export import export
 
 app = typer.Typer(
@@ -213,9 +214,12 @@ def search(
     with cluster(), shown_trials(checked.metric, first.training.epochs, checked.trials) as on_report:
         result = run_search(checked, values, on_report, resume=resume)
     leaderboard(result.rows, checked.metric)
+    say(result.why)
     finish(
         {
             "leaderboard": str(result.leaderboard),
+            "report": str(result.report),
+            "bundle": str(result.bundle),
             "best": asdict(result.best),
             "best_config": str(result.best_config),
             "output_dir": str(result.output),
@@ -325,6 +329,7 @@ def rollback(
     finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
 
 
+app.command()(estimate)
 app.command()(export)
 
 

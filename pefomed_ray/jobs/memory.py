@@ -13,13 +13,14 @@ attention and activation need, and what adapters do. Bytes for a token of a laye
 
 Where layers are recomputed a layer keeps W e alone, and one at a time all of it.
 
-Measured on a CPU: of what autograd keeps in a packed step of small bases (4 layers of width 192), float32 and
-bfloat16, with dropout and without, recomputed and not, the formula gives 0.99 to 1.02 times, and 1.18 where so
-little is kept that features which adapters share count; the tests hold it to 0.9 .. 1.25. The peak of a whole step on a GPU was never compared: CONTEXT_BYTES and MARGIN stand for what is not
-counted, such as fragments of the allocator and working memory of kernels.
+Measured on a CPU, packed steps of random bases of 4 and 8 layers in float32 and bfloat16, one adapter and several, with
+dropout and without: of what autograd keeps the formula gives 0.99 to 1.02 times, and 1.18 where recomputed layers leave
+so little that features which adapters share count (the tests hold it to 0.9 .. 1.25); of the highest that a step
+allocates, beside weights, 0.98 to 1.15 times. The peak of a step on a GPU was never compared: CONTEXT_BYTES and MARGIN
+stand for what is not counted, such as fragments of the allocator and working memory of kernels.
 
-Letters: K adapters, B rows of one, T tokens, S columns with labels, V vocabulary, W width, A width of all heads, F width
-of the MLP, I inputs of an adapted layer, r the largest rank of the pack.
+Letters: K adapters, B rows of one, T tokens, S columns with labels, V vocabulary, W width, A width of all heads, F
+width of the MLP, I inputs of an adapted layer, r the largest rank of the pack.
 """
 
 from collections.abc import Iterable
@@ -34,6 +35,8 @@ BYTES_LEARNING = 4 * 4
 GIB = 2**30
 CONTEXT_BYTES = GIB
 """CUDA's context and libraries, or on a CPU the process with its imports."""
+GRADIENTS = 0.25
+"""What gradients on their way through the layers take, in layers: fitted to what was measured."""
 MARGIN = 0.15
 """Of what is neither weights nor optimizer, added to it."""
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))
@@ -49,7 +52,7 @@ class Memory:
     learning: float
     """Weights, gradients and moments of all adapters, ranks padded to the largest."""
     activations: float
-    """Kept for the backward pass, and one layer's gradients."""
+    """Kept for the backward pass, and gradients on their way."""
     logits: float
     """At the columns with labels: as they come, in float32, as probabilities and as gradients."""
     tower: float
@@ -65,12 +68,19 @@ class Memory:
 
 
 def device_memory(
-    config: TrainConfig, sizes: BaseSizes, texts: Texts, targets: Iterable[str], adapters: int, *, with_tower: bool
+    config: TrainConfig,
+    sizes: BaseSizes,
+    texts: Texts,
+    targets: Iterable[str],
+    adapters: int,
+    *,
+    with_tower: bool,
+    is_sharded: bool,
 ) -> Memory:
     """Of a device that trains so many adapters of rank `lora.rank`; smaller ones are padded to it.
 
-    `targets`: what `sizes.lora_targets` gives; `with_tower`: no feature cache stands in for it. Under FSDP2 a device
-    holds its part of the base, and two layers as they are gathered.
+    `targets`: what `sizes.lora_targets` gives; `with_tower`: no feature cache stands in for it; `is_sharded`: by FSDP2,
+    a device holds its part of the base, and two layers as they are gathered.
     """
     names = list(targets)
     each = BYTES[config.base.dtype]
@@ -82,7 +92,7 @@ def device_memory(
     learning = float(
         adapters * BYTES_LEARNING * trained_numbers(sizes, config.lora, names, train_projector=config.projector.train)
     )
-    if config.resources.workers > 1 and config.resources.strategy == "fsdp":
+    if is_sharded:
         gathered = 2 * base["layers"] / sizes.depth
         share = 0.0 if config.resources.cpu_offload else 1 / config.resources.fewest_workers
         base = {part: taken * share for part, taken in base.items()} | {"gathered": gathered}
@@ -93,7 +103,7 @@ def device_memory(
         base=base,
         learning=learning,
         activations=kept_bytes(sizes, config, names, rows, texts.longest, texts.images_per_row)
-        + rows * texts.longest * layer,
+        + GRADIENTS * rows * texts.longest * layer,
         logits=float(rows * texts.most_columns * sizes.vocabulary * (12 + each)),
         tower=rows * texts.images_per_row * _tower_bytes(sizes, each) if with_tower else 0.0,
         validation=_validation_bytes(config, sizes, texts, adapters),

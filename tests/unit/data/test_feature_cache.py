@@ -21,7 +21,7 @@ from pefomed_ray.artifacts.manifests import (
 )
 from pefomed_ray.artifacts.records import RECORD_SCHEMA
 from pefomed_ray.artifacts.storage import sha256_bytes, sha256_file
-from pefomed_ray.cli import cache_size
+from pefomed_ray.cli import limits
 from pefomed_ray.cli.cache_size import accept_size
 from pefomed_ray.data import cache_plan
 from pefomed_ray.data.cache_plan import CachePlan, plan_cache
@@ -243,8 +243,8 @@ def ask(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def offer(terminal: bool, answer: bool, limit: int, yes: bool) -> list[str]:
         asked: list[str] = []
-        monkeypatch.setattr(cache_size.sys, "stdin", SimpleNamespace(isatty=lambda: terminal))
-        monkeypatch.setattr(cache_size.typer, "confirm", lambda text, err: asked.append(text) or answer)
+        monkeypatch.setattr(limits.sys, "stdin", SimpleNamespace(isatty=lambda: terminal))
+        monkeypatch.setattr(limits.typer, "confirm", lambda text, err: asked.append(text) or answer)
         accept_size(plan, limit / 1e9, yes=yes)
         return asked
 
