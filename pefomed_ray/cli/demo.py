@@ -133,7 +133,8 @@ def _search(folder: Path) -> SearchResult:
     search = load_config(SearchConfig, SPACE, [f"output_dir={folder / 'search'}"])
     values = preset_values(search, SPACE)
     set_key(values, "data.shards", str(folder / "shards"))
-    return run_search(search, values, TrialLines(search.metric))
+    lines = TrialLines(search.metric)
+    return run_search(search, values, lines, lines.rescoring)
 
 
 def _train(folder: Path, found: SearchResult) -> TrainResult:

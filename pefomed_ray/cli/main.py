@@ -198,7 +198,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in output_dir.")] = False,
     json: Json = False,
 ) -> None:
-    """Search hyperparameters with Ray Tune and Optuna; writes leaderboard.json and best.yaml."""
+    """Search hyperparameters with Ray Tune and Optuna; writes the leaderboard, who wins and why, and report.html."""
     from pefomed_ray.config import SearchConfig, load_config
     from pefomed_ray.search.space import check_search, preset_values
     from pefomed_ray.search.storage import check_storage
@@ -211,8 +211,8 @@ def search(
     from pefomed_ray.cli.trials import leaderboard, shown_trials
     from pefomed_ray.search.study import run_search
 
-    with cluster(), shown_trials(checked.metric, first.training.epochs, checked.trials) as on_report:
-        result = run_search(checked, values, on_report, resume=resume)
+    with cluster(), shown_trials(checked.metric, first.training.epochs, checked.trials) as shown:
+        result = run_search(checked, values, shown, shown.rescoring, resume=resume)
     leaderboard(result.rows, checked.metric)
     say(result.why)
     finish(

@@ -17,7 +17,7 @@ LINE_INTERVAL_S = 10.0
 def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `on_progress(done, total)`, which shows how many of what (`rows`) are done, and how many a second."""
     if not err.is_terminal:
-        yield _lines(what, unit)
+        yield counted_lines(what, unit)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     times = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
@@ -31,7 +31,8 @@ def bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield on_progress
 
 
-def _lines(what: str, unit: str) -> Callable[[int, int], None]:
+def counted_lines(what: str, unit: str) -> Callable[[int, int], None]:
+    """`on_progress(done, total)`, which says so every ten seconds and at the end."""
     started = time.monotonic()
     last = [started]
 

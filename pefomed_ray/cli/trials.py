@@ -1,7 +1,7 @@
 """How a search is shown: a live table of its trials on a terminal, a line an epoch elsewhere, and the leaderboard."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +9,18 @@ from rich.live import Live
 from rich.table import Table
 
 from pefomed_ray.cli.console import err, percent, say, table
+from pefomed_ray.cli.progress import counted_lines
 
 if TYPE_CHECKING:
     from pefomed_ray.search.leaderboard import TrialRow
 
-OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
-"""Called with (trial id, its parameters, the epoch's row)."""
 MOST_ROWS = 20
 """Of the live table; the other trials, the worst, are counted below it."""
 
 
 @contextmanager
-def shown_trials(metric: str, epochs: int, of: int) -> Iterator[OnReport]:
-    """Yield what shows each report of a search of `of` trials, each of at most `epochs` epochs."""
+def shown_trials(metric: str, epochs: int, of: int) -> "Iterator[TrialLines | TrialTable]":
+    """Yield what shows each report of a search of `of` trials, each of at most `epochs` epochs, and its re-scoring."""
     if not err.is_terminal:
         yield TrialLines(metric)
         return
@@ -31,10 +30,11 @@ def shown_trials(metric: str, epochs: int, of: int) -> Iterator[OnReport]:
 
 
 class TrialLines:
-    """A line for each report of a trial."""
+    """A line for each report of a trial, called with (trial id, its parameters, the epoch's row)."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
+        self.rescoring = counted_lines("re-scoring on the whole validation split", "answers")
 
     def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
         say(
@@ -54,11 +54,16 @@ class TrialTable:
         self._latest: dict[str, dict[str, Any]] = {}
         self._best: dict[str, float] = {}
         self._params: dict[str, dict[str, Any]] = {}
+        self._rescoring: str | None = None
 
     def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
         self._latest[trial] = row
         self._params[trial] = params
         self._best[trial] = max(row[self.metric], self._best.get(trial, 0.0))
+
+    def rescoring(self, done: int, total: int) -> None:
+        """How many answers of a trial that is re-scored are there."""
+        self._rescoring = f"re-scoring on the whole validation split: {done}/{total} answers"
 
     def render(self) -> Table:
         """The table as it stands."""
@@ -74,8 +79,8 @@ class TrialTable:
         ranked = sorted(self._latest, key=lambda trial: (-self._best[trial], trial))
         for trial in ranked[:MOST_ROWS]:
             grid.add_row(*self._cells(trial), style="bold" if trial == ranked[0] else None)
-        if len(ranked) > MOST_ROWS:
-            grid.caption = f"and {len(ranked) - MOST_ROWS} others, none of them better"
+        others = f"and {len(ranked) - MOST_ROWS} others, none of them better" if len(ranked) > MOST_ROWS else None
+        grid.caption = self._rescoring or others
         return grid
 
     def _cells(self, trial: str) -> Sequence[str]:

@@ -23,8 +23,8 @@ from pefomed_ray.search.leaderboard import TrialRow
 
 REPORT_FILE = "report.html"
 LEARNING_RATE, RANK = "optimizer.learning_rate", "lora.rank"
-FEW = 20
-"""Trials below which another one may change what is said of importances altogether."""
+ENOUGH = 10
+"""Trials for importances: they compare the best tenth with all."""
 INK, ACCENT, GREY = "#1c2733", "#1769aa", "#b9c4cf"
 HEIGHT_PX = 400
 
@@ -96,8 +96,8 @@ def pictures(study: Study, rows: Sequence[TrialRow], metric: str) -> list[Pictur
         ),
         _picture(
             "Which parameters matter",
-            f"PED-ANOVA (arXiv 2304.10255) of {len(trials)} trials{': too few to rely on' * (len(trials) < FEW)}.",
-            one_way,
+            f"PED-ANOVA (arXiv 2304.10255) of {len(trials)} trials; of a few dozen, no more than a hint.",
+            one_way or (f"it takes {ENOUGH} trials that reported something" if len(trials) < ENOUGH else None),
             lambda: visualization.plot_param_importances(shown, target_name=metric),
         ),
         _picture(

@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pefomed_ray.config import SearchConfig, TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, PefomedError
+from pefomed_ray.search.choice import Choice, OnProgress, choose, in_order, winning_bundle
 from pefomed_ray.search.features import with_cached_features
 from pefomed_ray.search.host import CLIENT_CPUS, hosts_of
 from pefomed_ray.search.leaderboard import (
@@ -31,6 +32,7 @@ from pefomed_ray.search.lock import locked
 from pefomed_ray.search.packed_trial import run_packed_trial
 from pefomed_ray.search.plain_trial import run_trial
 from pefomed_ray.search.planner import plan_packs
+from pefomed_ray.search.report import write_report
 from pefomed_ray.search.searcher import StudySearch
 from pefomed_ray.search.space import check_search, output_dir, params_of, record_search, trial_config, why_not_packed
 from pefomed_ray.search.storage import ENDED, REASON, open_study, remaining, reported, trial_name
@@ -65,7 +67,13 @@ class SearchResult:
     output: Path
     leaderboard: Path
     best_config: Path
+    report: Path
+    bundle: Path
+    """The winner's."""
     rows: list[TrialRow]
+    """The winner first."""
+    why: str
+    """It won, in words."""
 
     @property
     def best(self) -> TrialRow:
@@ -77,10 +85,11 @@ def run_search(
     search: SearchConfig,
     values: dict[str, Any],
     on_report: OnReport = lambda trial, params, row: None,
+    on_rescoring: OnProgress = lambda done, total: None,
     *,
     resume: bool = False,
 ) -> SearchResult:
-    """Run all trials on the cluster Ray is connected to.
+    """Run all trials on the cluster Ray is connected to, and choose the winner; `on_rescoring` as `choose` calls it.
 
     With `resume` the search in the output folder goes on: with those of its trials that had begun, from their newest
     checkpoints, then with the others; from the beginning where the folder is empty. A failed trial is marked with its
@@ -96,12 +105,31 @@ def run_search(
         if not rows:
             raise PefomedError("no trial has ended an epoch yet; go on with --resume")
         if rows[0].value is None:
+            write_leaderboard(output, search.metric, rows)
+            write_report(output, search.name, search.metric, study, rows, None)
             raise_stop(output / TRIALS_FOLDER / rows[0].trial)
             raise PefomedError(f"all trials failed; the first: {rows[0].reason}")
-        best_config = output / "best.yaml"
-        save_config(trial_config(values, rows[0].params, name=f"{search.name}-best"), best_config)
-        leaderboard = write_leaderboard(output, search.metric, rows)
-    return SearchResult(output, leaderboard, best_config, rows)
+        workers = concurrent_trials(search, first, _nodes())
+        choice = choose(search, rows, output, workers=workers, on_progress=on_rescoring)
+        return _with_a_winner(search, values, study, rows, choice)
+
+
+def _with_a_winner(
+    search: SearchConfig, values: dict[str, Any], study: Study, rows: Sequence[TrialRow], choice: Choice
+) -> SearchResult:
+    output = output_dir(search)
+    rows = in_order(rows, choice)
+    best, best_config = trial_config(values, choice.winner.params, name=f"{search.name}-best"), output / "best.yaml"
+    save_config(best, best_config)
+    return SearchResult(
+        output=output,
+        leaderboard=write_leaderboard(output, search.metric, rows),
+        best_config=best_config,
+        report=write_report(output, search.name, search.metric, study, rows, choice),
+        bundle=winning_bundle(search, choice, best, output),
+        rows=rows,
+        why=choice.why,
+    )
 
 
 def run_trials(

@@ -50,8 +50,11 @@ def test_a_search_ends_with_a_leaderboard_and_a_bundle_for_every_trial(phantom_s
     )
     board = json.loads(result.leaderboard.read_text())
     assert len(board["trials"]) == len(result.rows) == 3
-    scores = [row.value for row in result.rows]
+    assert all(row.rescored for row in result.rows)
+    scores = [row.rescored.value for row in result.rows if row.rescored]
     assert scores == sorted(scores, reverse=True)
+    assert result.bundle == Path(result.best.bundle or "")
+    assert result.report.is_file()
     assert all(row.state in {"finished", "stopped"} and row.bundle for row in result.rows)
     assert {"lora.rank": 4, "optimizer.learning_rate": 1e-3} in [row.params for row in result.rows]  # the known point
     assert len({json.dumps(row.params) for row in result.rows}) == 3

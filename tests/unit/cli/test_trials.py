@@ -53,6 +53,8 @@ def test_a_table_of_many_trials_fits_a_screen() -> None:
     assert "and 5 others" in text
     assert " 0005 " in text
     assert " 0004 " not in text
+    shown.rescoring(30, 90)
+    assert "re-scoring on the whole validation split: 30/90 answers" in text_of(shown.render())
 
 
 def test_without_a_terminal_there_is_a_line_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +65,8 @@ def test_without_a_terminal_there_is_a_line_an_epoch(monkeypatch: pytest.MonkeyP
     with shown_trials("exact_match", 3, 8) as on_report:
         on_report("0000", {"lora.rank": 8, "optimizer.learning_rate": 0.00123456}, report(1, 0.5))
         assert out.getvalue() == "trial 0000 epoch 1: exact_match 50.0 rank=8 learning_rate=0.00123\n"
+        on_report.rescoring(90, 90)
+        assert "90/90 answers" in out.getvalue()
 
 
 def test_on_a_terminal_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The page of a search, of many trials and of hardly any."""
 
 import re
+import warnings
 from pathlib import Path
 
 import optuna
@@ -17,7 +18,7 @@ TITLES = [
     "How the search went",
     "Epoch by epoch",
     "Metric against parameters that are trained",
-    "Which parameters matter",
+    IMPORTANCES := "Which parameters matter",
     "Parameters one by one",
     "Learning rate and rank together",
     "Parameters together",
@@ -52,14 +53,14 @@ COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
 def test_a_page_of_a_whole_search_needs_nothing_else(tmp_path: Path) -> None:
-    study, rows = searched(COMPLETE, PRUNED, COMPLETE, FAIL, COMPLETE)
+    study, rows = searched(COMPLETE, PRUNED, COMPLETE, FAIL, *[COMPLETE] * 8)
     best = TrialRow(**{**vars(rows[0]), "rescored": Metric(0.6, 90, 0, (0.55, 0.65))})
     difference = paired_difference([1.0, 0.0], [0.0, 0.0], ["a", "b"])
     choice = Choice(
         "exact_match", [best], Comparison("0002", difference), None, [best.trial], "Because <b>I</b> say so."
     )
     page = write_report(tmp_path, "<b>mine</b>", "exact_match", study, rows, choice).read_text()
-    assert "5 trials: 3 finished, 1 stopped early, 1 failed" in page
+    assert "12 trials: 10 finished, 1 stopped early, 1 failed" in page
     assert "Because &lt;b&gt;I&lt;/b&gt; say so." in page
     assert "&lt;i&gt;lost" in page
     assert "<b>mine</b>" not in page
@@ -77,12 +78,15 @@ def test_a_page_of_a_whole_search_needs_nothing_else(tmp_path: Path) -> None:
         ((FAIL, FAIL), []),
         ((PRUNED,), ["Epoch by epoch"]),
         ((COMPLETE, FAIL), ["Epoch by epoch"]),
-        ((COMPLETE, PRUNED, PRUNED, PRUNED), TITLES),
+        ((COMPLETE, PRUNED, PRUNED, PRUNED), [title for title in TITLES if title != IMPORTANCES]),
+        ((COMPLETE,) * 10, TITLES),
     ],
 )
 def test_what_cannot_be_drawn_says_why(states: tuple[TrialState, ...], drawn: list[str], tmp_path: Path) -> None:
     study, rows = searched(*states)
-    found = pictures(study, rows, "exact_match")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # what Optuna says of too few trials is ours to say
+        found = pictures(study, rows, "exact_match")
     assert [picture.title for picture in found] == TITLES
     assert [picture.title for picture in found if picture.html] == drawn
     assert all(picture.note.startswith("Not drawn: ") is (picture.html is None) for picture in found)
