@@ -14,7 +14,7 @@ from pefomed_ray.config.schema import Dimension
 from pefomed_ray.jobs.estimate import Estimate, Range, Way, estimate_run, estimate_search
 from pefomed_ray.jobs.memory import CONTEXT_BYTES, GIB, MARGIN
 from pefomed_ray.jobs.prices import CPU, DEFAULT_GPU, Device, device_named, read_prices
-from pefomed_ray.search.space import check_space, preset_values, trial_config
+from pefomed_ray.search.space import check_space, preset_values, trial_config, why_not_packed
 
 COSTLY = (
     "lora.rank",
@@ -24,7 +24,6 @@ COSTLY = (
     "training.batch_size",
 )
 """Keys of a space on which memory or time depend, and more of them with more; the largest value is estimated."""
-PACKABLE = ("lora.", "optimizer.")
 
 
 @exits_with_code
@@ -49,7 +48,7 @@ def estimate(
         preset = preset_values(search, Path(config))
         check_space(search, preset)
         largest = trial_config(preset, _largest(search))
-        reason = _why_not_packed(search, largest)
+        reason = why_not_packed(search, preset)
         found = estimate_search(search, largest, _device(devices, device, largest), can_pack=reason is None)
         title = f"search {search.name}: {search.trials} trials"
     else:
@@ -73,16 +72,6 @@ def _largest(search: SearchConfig) -> dict[str, Any]:
 def _values(dimension: Dimension) -> tuple[Any, ...]:
     (values,) = dimension.model_dump(exclude={"times"}).values()
     return tuple(values)
-
-
-def _why_not_packed(search: SearchConfig, largest: TrainConfig) -> str | None:
-    if apart := [key for key in search.space if not key.startswith(PACKABLE)]:
-        return f"trials that differ in {', '.join(apart)} cannot be packed"
-    if largest.lora.use_dora:
-        return "lora.use_dora cannot be packed"
-    if largest.training.gradient_checkpointing and largest.lora.dropout:
-        return "training.gradient_checkpointing with lora.dropout cannot be packed"
-    return None
 
 
 def _device(devices: dict[str, Device], name: str | None, config: TrainConfig) -> Device:

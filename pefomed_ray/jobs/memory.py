@@ -172,7 +172,8 @@ def _tower_bytes(sizes: BaseSizes, each: int) -> float:
 def _validation_bytes(config: TrainConfig, sizes: BaseSizes, texts: Texts, adapters: int) -> float:
     """Answers are generated for as many rows at once as `validation.batch_size` says, of all adapters together."""
     each = BYTES[config.base.dtype]
-    rows = max(config.validation.batch_size // adapters, 1) * adapters
+    there = min(config.validation.rows, texts.rows["validation"])
+    rows = min(max(config.validation.batch_size // adapters, 1), there) * adapters
     length = texts.longest_prompt + config.validation.max_new_tokens
     keys_and_values = rows * length * sizes.depth * 2 * _outputs(sizes, "k_proj") * each
     layer = layer_bytes(sizes, config, (), texts.longest)

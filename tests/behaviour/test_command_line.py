@@ -58,6 +58,7 @@ def test_help_names_the_verbs_without_loading_torch_or_ray(tmp_path: Path) -> No
     for verb in (
         "train",
         "search",
+        "estimate",
         "evaluate",
         "score",
         "promote",
