@@ -224,7 +224,9 @@ class Pack:
 
     def _project(self, name: str, module: nn.Module, forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A projector's output for every adapter's images: by its own weights, where they learn."""
-        own = {n: f"{name}.{n}" for n, _ in module.named_parameters() if f"{name}.{n}" in self._leaves}
+        learning = [n for n, _ in module.named_parameters() if f"{name}.{n}" in self._leaves]
+        # Unbound at once: each row taken by its index would bring a gradient as large as that of all.
+        own = {n: self._leaves[f"{name}.{n}"].unbind() for n in learning}
         if not own:
             output: Tensor = forward(x, *args, **kwargs)
             return output.repeat(self.size, *[1] * (output.ndim - 1)) if self.shared else output
@@ -233,9 +235,7 @@ class Pack:
             inputs = [x] * self.size if self.shared else x.split(self.images)
             return torch.cat(
                 [
-                    functional_call(
-                        module, {n: self._leaves[full][k] for n, full in own.items()}, (mine, *args), kwargs
-                    )
+                    functional_call(module, {n: weights[k] for n, weights in own.items()}, (mine, *args), kwargs)
                     for k, mine in enumerate(inputs)
                 ]
             )
