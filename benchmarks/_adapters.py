@@ -29,7 +29,7 @@ from pefomed_ray.model.pack import Adapter, Pack, take_off
 from pefomed_ray.rendering.batches import Batch
 from pefomed_ray.training.checkpoint import WEIGHT
 from pefomed_ray.training.packed_step import FEATURES, PackedOptimizer, Turn, packed_step
-from pefomed_ray.training.ranks import ALONE
+from pefomed_ray.training.ranks import Ranks
 from pefomed_ray.training.step import Step
 
 VISION = {
@@ -138,7 +138,8 @@ def packed_losses(
 ) -> list[float]:
     """One step of all; NaN for a trial that did not take it."""
     turns = [Turn(config, step, config.optimizer.learning_rate) for config in configs]
-    done = packed_step(pack, optimizer, turns, {0: [batch] * pack.size}, base.renderer, ALONE)
+    alone = Ranks(device=pack.weights_KP.device)
+    done = packed_step(pack, optimizer, turns, {0: [batch] * pack.size}, base.renderer, alone)
     return [each.loss if isinstance(each, Step) else math.nan for each in done]
 
 
