@@ -409,7 +409,7 @@ class SearchConfig(Section):
     itself."""
     max_concurrent: PositiveInt | None = None
     """Trials at once. Default: of trials by themselves as many as the cluster holds, with their data workers; of packed
-    ones half of all, so that what the first half showed is known when the second is drawn."""
+    ones `packed_at_once`."""
     metric: Literal["exact_match", "rougeL"] = "exact_match"
     """Of the validation rows, in a trial's best epoch; larger is better."""
     scheduler: Literal["asha", "none"] = "asha"
@@ -422,6 +422,13 @@ class SearchConfig(Section):
     `<output_dir>/study.db`, which wants a disk with working locks: not NFS."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of what is drawn; the trials' own is the preset's."""
+
+    @property
+    def packed_at_once(self) -> int:
+        """Packed trials that run side by side: half of all, so that what the first half showed is known when the second
+        is drawn; but as many as are drawn at random in any case."""
+        default = max(-(-self.trials // 2), self.sampler.n_startup_trials)
+        return min(self.max_concurrent or default, self.trials)
 
     @model_validator(mode="after")
     def _ranges_have_a_lower_and_an_upper_end(self) -> "SearchConfig":

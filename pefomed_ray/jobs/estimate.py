@@ -169,8 +169,7 @@ def estimate_search(search: SearchConfig, largest: TrainConfig, device: Device, 
         flops = step_flops(work.matrices, 0, 0, 0, images=work.texts.distinct_images)["tower"]
         filling_s = flops / device.flops_per_s(largest.base.dtype)
         work = replace(work, reads_features=True)
-    at_once = min(search.max_concurrent or ceil(search.trials / 2), search.trials)  # as a search plans its hosts
-    most = min(_most(work, device.memory_bytes), at_once)
+    most = min(_most(work, device.memory_bytes), search.packed_at_once)
     return Estimate(device, alone, _way(work, device, max(most, 1), schedules, filling_s=filling_s), work.texts)
 
 

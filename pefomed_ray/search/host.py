@@ -27,9 +27,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import PefomedError, original_error
+from pefomed_ray.jobs.estimate import most_adapters
 from pefomed_ray.training.outcome import record_failure
 from pefomed_ray.training.packed import Outcome, PackedTrainer
-from pefomed_ray.training.ranks import Ranks
+from pefomed_ray.training.ranks import Ranks, device_bytes
 
 GATHERING_S = 15.0
 """How long the first to come wait for the others: their processes start one after the other."""
@@ -49,6 +50,20 @@ Question = tuple[dict[str, Any], str, int]
 """A run's config as plain values, its output folder, and the epoch it is to do, from 1."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """`hosts` of `places` trials each, for adapters of `largest_rank` at most."""
+
+    hosts: int
+    places: int
+    largest_rank: int
+
+    @property
+    def at_once(self) -> int:
+        """Trials that run at the same time."""
+        return self.hosts * self.places
+
+
 @dataclass
 class _Asked:
     question: Question
@@ -58,15 +73,19 @@ class _Asked:
 class Host:
     """The first rank. An async actor: `advance` may be asked by many at once."""
 
-    def __init__(self, values: dict[str, Any], places: int, group: PlacementGroup, at: str) -> None:
-        """`values`: the config that all trials start from; `places`: how many it trains at once; `at`: folder for what
-        goes wrong."""
+    def __init__(self, values: dict[str, Any], places: int, largest_rank: int, group: PlacementGroup, at: str) -> None:
+        """`values`: the config that all trials start from; `places`: how many it trains at once, or as many adapters of
+        `largest_rank` as its device holds, if those are fewer; `at`: folder for what goes wrong.
+
+        Raises PefomedError where the device does not hold one.
+        """
         config = build_config(TrainConfig, values, "trial")
-        self._places = places
         self._at = Path(at)
         self._size = group.bundle_count
         self._others = _start_others(config, group) if self._size > 1 else []
-        self._trainer = PackedTrainer(config, _join(config, 0, self._size, *self._rendezvous()))
+        ranks = _join(config, 0, self._size, *self._rendezvous())
+        self._places = min(places, _room(config, largest_rank, ranks))
+        self._trainer = PackedTrainer(config, ranks)
         self._asked: list[_Asked] = []
         self._came = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
@@ -152,13 +171,13 @@ def host_bundle(config: TrainConfig) -> dict[str, float]:
 
 
 @contextmanager
-def hosts_of(config: TrainConfig, hosts: int, places: int, at: Path) -> Iterator[list[Any]]:
-    """So many hosts for runs like this one, of so many places each, open and ready; gone when the block ends.
+def hosts_of(config: TrainConfig, plan: Plan, at: Path) -> Iterator[list[Any]]:
+    """Hosts for runs like this one, open and ready; gone when the block ends.
 
     Raises what a host raises when it opens the base.
     """
     resources, bundle = config.resources, host_bundle(config)
-    groups = [ray.util.placement_group([bundle] * resources.workers) for _ in range(hosts)]
+    groups = [ray.util.placement_group([bundle] * resources.workers) for _ in range(plan.hosts)]
     handles = [
         ray.remote(Host)
         .options(
@@ -168,7 +187,7 @@ def hosts_of(config: TrainConfig, hosts: int, places: int, at: Path) -> Iterator
             max_task_retries=resources.max_failures,
             max_concurrency=MOST_ASKING,
         )
-        .remote(config.model_dump(mode="json"), places, group, str(at))
+        .remote(config.model_dump(mode="json"), plan.places, plan.largest_rank, group, str(at))
         for group in groups
     ]
     try:
@@ -199,6 +218,19 @@ def _start_others(config: TrainConfig, group: PlacementGroup) -> list[Any]:
 
 def _reserved(bundle: dict[str, float]) -> dict[str, Any]:
     return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0)}
+
+
+def _room(config: TrainConfig, largest_rank: int, ranks: Ranks) -> int:
+    """How many adapters fit, by estimate; what does not after all is trained in halves (`PackedTrainer`)."""
+    have = device_bytes(ranks.device)
+    fit = most_adapters(config, largest_rank, have)
+    if fit < 1:
+        raise PefomedError(
+            f"by estimate one adapter of rank {largest_rank} and its base take more than the {have / 2**30:.1f} GiB of "
+            "a device; take base.dtype=bfloat16, a smaller training.micro_batch_size or validation.batch_size, or "
+            "resources.strategy=fsdp with more workers (`pefomed-ray estimate` shows what takes how much)"
+        )
+    return fit
 
 
 def _join(config: TrainConfig, rank: int, size: int, address: str, port: int) -> Ranks:

@@ -166,7 +166,7 @@ def check_space(search: SearchConfig, values: Mapping[str, Any]) -> None:
     """
     unpacked = why_not_packed(search, values)
     for key, dimension in search.space.items():
-        for params in _extremes(search, key, dimension):
+        for params in extremes(search, key, dimension):
             config = trial_config(values, params)
             if unpacked and config.resources.workers != 1:
                 raise ConfigError(
@@ -199,14 +199,15 @@ def _not_packable(search: SearchConfig, values: Mapping[str, Any]) -> str | None
         return f"trials that differ in {', '.join(apart)} cannot be packed, only in {' and '.join(PACKABLE)}"
     try:
         for key, dimension in search.space.items():
-            for params in _extremes(search, key, dimension):
+            for params in extremes(search, key, dimension):
                 check_packable(trial_config(values, params))
     except ConfigError as error:
         return str(error)
     return None
 
 
-def _extremes(search: SearchConfig, key: str, dimension: Dimension) -> Iterator[dict[str, Any]]:
+def extremes(search: SearchConfig, key: str, dimension: Dimension) -> Iterator[dict[str, Any]]:
+    """What a trial is given at both ends of a dimension; of a choice, at each of its values."""
     if dimension.times is None:
         yield from ({key: value} for value in _ends(dimension))
         return

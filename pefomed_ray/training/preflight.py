@@ -99,9 +99,7 @@ def check_features(config: TrainConfig, base: Path) -> None:
 def check_packable(config: TrainConfig) -> None:
     """Raise ConfigError for what cannot be packed."""
     if config.lora.use_dora:
-        raise ConfigError(
-            "lora.use_dora cannot be packed: its norms are of the whole weight; take packing: off"
-        )
+        raise ConfigError("lora.use_dora cannot be packed: its norms are of the whole weight; take packing: off")
     if config.training.gradient_checkpointing and config.lora.dropout:
         raise ConfigError(
             "training.gradient_checkpointing with lora.dropout cannot be packed: layers that are computed again would "

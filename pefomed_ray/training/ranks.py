@@ -155,14 +155,14 @@ class Traffic:
             return cls(ranks.strategy, fsdp_bytes, ddp_bytes)
         if ranks.cpu_offload:
             return cls("fsdp", fsdp_bytes, ddp_bytes)
-        return cls("ddp" if held <= _device_bytes(ranks.device) / 2 else "fsdp", fsdp_bytes, ddp_bytes)
+        return cls("ddp" if held <= device_bytes(ranks.device) / 2 else "fsdp", fsdp_bytes, ddp_bytes)
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
-def _device_bytes(device: torch.device) -> int:
+def device_bytes(device: torch.device) -> int:
     """Memory of a rank's device; ranks on CPUs may all stand on one machine, and share its."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
