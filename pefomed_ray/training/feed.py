@@ -129,7 +129,12 @@ class RenderBlocks:
 
 
 def training_dataset(order: TrainingOrder, settings: RenderSettings, data_workers: int) -> ray.data.Dataset:
-    """The run's stream of rendered rows, lazily; nothing is read before a rank iterates."""
+    """The run's stream of rendered rows, lazily; nothing is read before a rank iterates.
+
+    Without a row for a run that was cut off after its last step; its ranks end before they ask for one.
+    """
+    if not order.blocks:
+        return ray.data.from_arrow(TENSOR_ROWS.empty_table())
     numbers = ray.data.from_items(list(range(order.blocks)), override_num_blocks=order.blocks)
     return numbers.map_batches(
         RenderBlocks,

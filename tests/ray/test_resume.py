@@ -1,6 +1,7 @@
 """What is lost while a run goes on is done again, and the adapter is the one that an unbroken run gives."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -122,6 +123,18 @@ def test_a_rank_that_is_killed_again_and_again(unbroken: TrainResult, phantom_sh
     assert all(0 <= hit.step - hit.checkpoint <= 3 for hit in hits)  # the interval between checkpoints
     assert torch.equal(last_state(result), last_state(unbroken))
     assert [row["train_loss"] for row in result.epochs] == [row["train_loss"] for row in unbroken.epochs]
+
+
+def test_a_run_that_was_cut_off_after_its_last_step(
+    unbroken: TrainResult, phantom_shards: Path, tmp_path: Path
+) -> None:
+    """Its last checkpoint is there, and its bundle was not yet published."""
+    output = tmp_path / "run"
+    shutil.copytree(unbroken.output, output)
+    (output / "bundle").replace(output / f"epochs/{unbroken.best_epoch:03d}")
+    result = train(config(phantom_shards, output, workers=2), resume=True)
+    assert result.digest == unbroken.digest
+    assert result.epochs == unbroken.epochs
 
 
 def test_a_rank_that_hangs(unbroken: TrainResult, phantom_shards: Path, tmp_path: Path) -> None:
