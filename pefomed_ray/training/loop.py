@@ -93,8 +93,6 @@ def _run(
     must_save: MustSave,
 ) -> None:
     learner = _Learner.begin(config, output, ranks)
-    if learner.run.is_over:  # it was cut off after its last step
-        return
     order, progress = learner.run.order, learner.run.progress
     base = learner.run.base
     validation = ValidationSet.load(rows_of(config, "validation"), config, base.renderer, ranks)
