@@ -48,10 +48,10 @@ def test_a_search_is_estimated_packed_and_not_and_nothing_is_written(space: Path
     assert time.monotonic() - started < 30  # the promise of 5 s is for an idle machine
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["device"] == "NVIDIA L4 24 GB"
-    assert found["packed"]["adapters"] == 3
+    assert found["packed"]["adapters"] == 4
     assert found["packed"]["fits"]
     assert 0 < found["packed"]["cost_usd"][1] < found["alone"]["cost_usd"][1]
-    assert "packed, 3 at once" in done.stderr
+    assert "packed, 4 at once" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 

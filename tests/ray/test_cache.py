@@ -203,6 +203,7 @@ def test_two_workers_train_from_the_cache_what_one_does(
     assert lineage["feature_cache"] == digest_of([manifest["index_sha256"], *(f["sha256"] for f in manifest["files"])])
 
 
+@pytest.mark.long
 def test_a_bundle_is_evaluated_from_the_cache_as_without(
     cached_run: TrainResult, cache: Path, phantom_shards: Path, tmp_path: Path
 ) -> None:

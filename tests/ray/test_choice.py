@@ -21,7 +21,7 @@ from pefomed_ray.model.lora import attach_lora
 from pefomed_ray.search.choice import choose
 from pefomed_ray.search.leaderboard import EndedTrial, ranked, trial_row
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 def leave(output: Path, trial: str, shards: Path, rank: int) -> None:

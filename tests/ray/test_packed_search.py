@@ -63,6 +63,7 @@ def last(result: SearchResult, trial: str) -> torch.Tensor:
     return weights(result.output / f"trials/{trial}/checkpoints/{EPOCHS * 4:08d}")
 
 
+@pytest.mark.long
 def test_packed_trials_come_to_what_plain_ones_do(packed: SearchResult, phantom_shards: Path, tmp_path: Path) -> None:
     plain = run_search(search(tmp_path / "s", packing="off"), values(phantom_shards, packed.output / "features"))
     by_trial = {row.trial: row for row in packed.rows}

@@ -17,7 +17,7 @@ from pefomed_ray.search.space import params_of
 from pefomed_ray.search.storage import ENDED, open_study
 from pefomed_ray.search.study import run_trials
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 EPOCHS = 3
 RATE = "optimizer.learning_rate"

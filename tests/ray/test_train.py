@@ -140,6 +140,7 @@ def test_a_mixture_from_disk_and_from_s3(phantom_shards: Path, s3: str, tmp_path
         train(config(phantom_shards, tmp_path / "n", data={"shards": nowhere}))
 
 
+@pytest.mark.long
 def test_divergence_arrives_as_our_error_and_publishes_nothing(phantom_shards: Path, tmp_path: Path) -> None:
     wild = {"rank": 4, "alpha": 1e38, "dropout": 0.0, "target_modules": ["all-linear"]}
     fast = {"learning_rate": 1e6, "warmup_fraction": 0.0}

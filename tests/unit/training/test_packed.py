@@ -100,6 +100,7 @@ def test_packed_runs_end_as_they_would_alone(config: Callable[..., TrainConfig],
         verify_bundle(output / "epochs/002")
 
 
+@pytest.mark.long
 def test_a_pack_may_change_between_epochs(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """One leaves after its first epoch, one joins then, a third begins alone and goes on packed, on another host."""
     leaves, stays, joins, begun = (config(trial) for trial in TRIALS)
@@ -145,6 +146,7 @@ def test_one_that_diverges_leaves_and_the_others_never_notice(
     assert not (tmp_path / "bad/epochs").exists()
 
 
+@pytest.mark.long
 def test_some_bad_steps_may_be_left_out_of_one_run(
     config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +167,7 @@ def test_some_bad_steps_may_be_left_out_of_one_run(
     assert (weights(outputs[1] / "epochs/002") - weights(tmp_path / "alone/epochs/002")).abs().max() < TOLERANCE
 
 
+@pytest.mark.long
 def test_what_does_not_fit_into_memory_is_trained_in_halves(
     config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
