@@ -5,32 +5,31 @@ nobody has for a moment, and lets them do it together (`training.packed`). It ke
 starts a lost host again and asks once more what had no answer, and the runs come from their newest checkpoints.
 
 A host of several ranks is an actor for each; the first takes the questions and tells the others.
+
+Ray loads this module in every trial's process too, since the handle of an actor brings its class along: so what loads
+torch is in `rank`, and is imported by the actors themselves.
 """
 
 import asyncio
 import os
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
-import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pefomed_ray.config import TrainConfig, build_config
 from pefomed_ray.errors import PefomedError, original_error
-from pefomed_ray.jobs.estimate import most_adapters
 from pefomed_ray.training.outcome import record_failure
-from pefomed_ray.training.packed import Outcome, PackedTrainer
-from pefomed_ray.training.ranks import Ranks, device_bytes
+
+if TYPE_CHECKING:
+    from pefomed_ray.search.rank import Question, Rank
+    from pefomed_ray.training.packed import Outcome
 
 GATHERING_S = 15.0
 """How long the first to come wait for the others: their processes start one after the other."""
@@ -43,11 +42,10 @@ RENDERING_CPUS = 0.4
 """Beside a rank that computes on CPUs; with half a one for computing, two fit two CPUs and leave room for clients."""
 CLIENT_CPUS = 0.001
 """Of a trial that asks a host; Tune refuses one that reserves nothing."""
+IN_RESERVE = 1
+"""Trials of a host beyond its places, so that it need not wait until Tune has started another."""
 MOST_ASKING = 1000
 """Questions at once."""
-
-Question = tuple[dict[str, Any], str, int]
-"""A run's config as plain values, its output folder, and the epoch it is to do, from 1."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Plan:
 
 @dataclass
 class _Asked:
-    question: Question
+    question: "Question"
     answer: "asyncio.Future[tuple[dict[str, Any], bool]]"
 
 
@@ -74,34 +72,36 @@ class Host:
     """The first rank. An async actor: `advance` may be asked by many at once."""
 
     def __init__(self, values: dict[str, Any], places: int, largest_rank: int, group: PlacementGroup, at: str) -> None:
-        """`values`: the config that all trials start from; `places`: how many it trains at once, or as many adapters of
-        `largest_rank` as its device holds, if those are fewer; `at`: folder for what goes wrong.
+        """`values`: the config that all trials start from; `places`: how many it trains at once, or fewer if its device
+        does not hold so many adapters of `largest_rank` or is not faster with them; `at`: folder for what goes wrong.
 
         Raises PefomedError where the device does not hold one.
         """
-        config = build_config(TrainConfig, values, "trial")
         self._at = Path(at)
-        self._size = group.bundle_count
-        self._others = _start_others(config, group) if self._size > 1 else []
-        ranks = _join(config, 0, self._size, *self._rendezvous())
-        self._places = min(places, _room(config, largest_rank, ranks))
-        self._trainer = PackedTrainer(config, ranks)
         self._asked: list[_Asked] = []
         self._came = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
         self._work: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
+        opening = self._thread.submit(self._open, values, largest_rank, group)
+        room, self._rank = opening.result()
+        self._places = min(places, room, self._rank.worth_packing)
 
-    def _rendezvous(self) -> tuple[str, int]:
-        address, port = ray.util.get_node_ip_address(), _free_port()
-        for rank, other in enumerate(self._others, start=1):
-            other.follow.remote(rank, self._size, address, port)
-        return address, port
+    def _open(self, values: dict[str, Any], largest_rank: int, group: PlacementGroup) -> tuple[int, "Rank"]:
+        from pefomed_ray.search.rank import Rank, free_port, room
 
-    async def ready(self) -> bool:
-        """Answers once the base is open."""
-        return True
+        config = build_config(TrainConfig, values, "trial")
+        fit = room(config, largest_rank)
+        self._others = _start_others(values, group)
+        size, address, port = group.bundle_count, ray.util.get_node_ip_address(), free_port()
+        for number, other in enumerate(self._others, start=1):
+            other.follow.remote(number, size, address, port)
+        return fit, Rank(config, 0, size, address, port)
 
-    async def advance(self, question: Question) -> tuple[dict[str, Any], bool]:
+    async def places(self) -> int:
+        """How many runs it trains at once; answers once the base is open."""
+        return self._places
+
+    async def advance(self, question: "Question") -> tuple[dict[str, Any], bool]:
         """Let a run do an epoch: its row of `epochs.json`, and whether it was the run's last.
 
         Raises what is wrong with the run, which Ray does not try again: it does so for a lost host only.
@@ -137,11 +137,9 @@ class Host:
         cohort, self._asked = self._asked[: self._places], self._asked[self._places :]
         return cohort
 
-    def _train(self, questions: list[Question]) -> list[Outcome]:
+    def _train(self, questions: "list[Question]") -> "list[Outcome]":
         try:
-            if self._size > 1:
-                dist.broadcast_object_list([questions])
-            return self._trainer.advance([_understood(question) for question in questions])
+            return self._rank.lead(questions)
         except PefomedError as error:
             return [error] * len(questions)
         except Exception as error:
@@ -155,13 +153,11 @@ class _Other:
     def __init__(self, values: dict[str, Any]) -> None:
         self._config = build_config(TrainConfig, values, "trial")
 
-    def follow(self, rank: int, size: int, address: str, port: int) -> None:
+    def follow(self, number: int, size: int, address: str, port: int) -> None:
         """Do what the first rank does, until it is gone."""
-        trainer = PackedTrainer(self._config, _join(self._config, rank, size, address, port))
-        while True:
-            told: list[Any] = [None]
-            dist.broadcast_object_list(told)
-            trainer.advance([_understood(question) for question in told[0]])
+        from pefomed_ray.search.rank import Rank
+
+        Rank(self._config, number, size, address, port).follow()
 
 
 def host_bundle(config: TrainConfig) -> dict[str, float]:
@@ -171,8 +167,8 @@ def host_bundle(config: TrainConfig) -> dict[str, float]:
 
 
 @contextmanager
-def hosts_of(config: TrainConfig, plan: Plan, at: Path) -> Iterator[list[Any]]:
-    """Hosts for runs like this one, open and ready; gone when the block ends.
+def hosts_of(config: TrainConfig, plan: Plan, at: Path) -> Iterator[tuple[list[Any], int]]:
+    """Hosts for runs like this one, open and ready, gone when the block ends; and how many trials they keep busy.
 
     Raises what a host raises when it opens the base.
     """
@@ -191,8 +187,8 @@ def hosts_of(config: TrainConfig, plan: Plan, at: Path) -> Iterator[list[Any]]:
         for group in groups
     ]
     try:
-        ray.get([handle.ready.remote() for handle in handles], timeout=START_TIMEOUT_S)
-        yield handles
+        places = ray.get([handle.places.remote() for handle in handles], timeout=START_TIMEOUT_S)
+        yield handles, min(plan.at_once, sum(places) + len(handles) * IN_RESERVE)
     except ray.exceptions.RayError as error:
         raise original_error(error) from error
     finally:
@@ -202,60 +198,18 @@ def hosts_of(config: TrainConfig, plan: Plan, at: Path) -> Iterator[list[Any]]:
             ray.util.remove_placement_group(group)
 
 
-def _start_others(config: TrainConfig, group: PlacementGroup) -> list[Any]:
+def _start_others(values: dict[str, Any], group: PlacementGroup) -> list[Any]:
     """Actors of this process: they end with it."""
-    bundle = host_bundle(config)
     return [
         ray.remote(_Other)
         .options(
-            **_reserved(bundle),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank),
+            **_reserved(group.bundle_specs[number]),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, number),
         )
-        .remote(config.model_dump(mode="json"))
-        for rank in range(1, group.bundle_count)
+        .remote(values)
+        for number in range(1, group.bundle_count)
     ]
 
 
 def _reserved(bundle: dict[str, float]) -> dict[str, Any]:
     return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0)}
-
-
-def _room(config: TrainConfig, largest_rank: int, ranks: Ranks) -> int:
-    """How many adapters fit, by estimate; what does not after all is trained in halves (`PackedTrainer`)."""
-    have = device_bytes(ranks.device)
-    fit = most_adapters(config, largest_rank, have)
-    if fit < 1:
-        raise PefomedError(
-            f"by estimate one adapter of rank {largest_rank} and its base take more than the {have / 2**30:.1f} GiB of "
-            "a device; take base.dtype=bfloat16, a smaller training.micro_batch_size or validation.batch_size, or "
-            "resources.strategy=fsdp with more workers (`pefomed-ray estimate` shows what takes how much)"
-        )
-    return fit
-
-
-def _join(config: TrainConfig, rank: int, size: int, address: str, port: int) -> Ranks:
-    """This process among a host's ranks, once all have come."""
-    resources = config.resources
-    device = torch.device("cuda" if resources.use_gpu else "cpu")
-    if not resources.use_gpu:
-        torch.set_num_threads(ceil(resources.cpus_per_worker))
-    if size > 1:
-        dist.init_process_group(
-            "nccl" if resources.use_gpu else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=resources.collective_timeout_s),
-        )
-    return Ranks(rank, size, device, resources.strategy, getattr(torch, resources.reduce_dtype), resources.cpu_offload)
-
-
-def _understood(question: Question) -> tuple[TrainConfig, Path, int]:
-    values, output, epoch = question
-    return build_config(TrainConfig, values, "trial"), Path(output), epoch
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -157,8 +157,8 @@ def _running(search: SearchConfig, first: TrainConfig) -> Iterator[Running]:
         return
     output, plan = output_dir(search), plan_packs(search, first, _nodes())
     cached = with_cached_features(first, output, workers=plan.hosts)
-    with hosts_of(cached, plan, output) as hosts:
-        yield Running(run_packed_trial, {"CPU": CLIENT_CPUS}, plan.at_once, cached, {"hosts": hosts})
+    with hosts_of(cached, plan, output) as (hosts, at_once):
+        yield Running(run_packed_trial, {"CPU": CLIENT_CPUS}, at_once, cached, {"hosts": hosts})
 
 
 def by_themselves(search: SearchConfig, first: TrainConfig, trial: TrialFunction) -> Running:

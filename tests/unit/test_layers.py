@@ -31,3 +31,10 @@ def test_what_is_checked_before_ray_starts_loads_neither() -> None:
         f"import {', '.join(f'pefomed_ray.{room}.preflight' for room in rooms)}, pefomed_ray.search.space; {CHECK}"
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_packed_trial_loads_no_torch() -> None:
+    """There are many, and each would take ten seconds to. Where the handle of its host goes, the host's module goes."""
+    client = "import sys, pefomed_ray.search.packed_trial, pefomed_ray.search.host"
+    result = run(f"{client}; assert not {{'torch', 'transformers', 'scipy'}} & set(sys.modules)")
+    assert result.returncode == 0, result.stderr

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def test_a_pack_may_change_between_epochs(config: Callable[..., TrainConfig], tm
         ours, theirs = (weights(tmp_path / folder / "epochs/002") for folder in (name, f"{name}-alone"))
         assert (ours - theirs).abs().max() < TOLERANCE
     assert len(json.loads((tmp_path / "leaves/epochs.json").read_text())["epochs"]) == 1
+
+
+def test_a_cpu_packs_as_many_as_are_no_slower(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Where the tower runs, as many as there are: it runs once for all."""
+    counts = []
+    for rows in (2, 8):
+        trainer = PackedTrainer(config(TRIALS[0], batch_size=8, micro_batch_size=rows), ALONE)
+        assert trainer.worth_packing() > 1000
+        trainer.rows.has_features = True
+        counts.append(trainer.worth_packing())
+        tokens = counts[-1] * rows * min(len(row.prompt) for row in trainer.validation.rows)
+        assert tokens <= 1024
+    few, many = sorted(counts)
+    assert 1 <= few < many <= 4 * few + 3
+    trainer.ranks = replace(ALONE, device=torch.device("cuda"))
+    assert trainer.worth_packing() > 1000
 
 
 def test_an_epoch_that_was_done_is_not_done_again(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
