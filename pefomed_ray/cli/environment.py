@@ -13,6 +13,10 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+INTERRUPTED = {
+    # Tune would take Ctrl-C for the end of a search, and a winner would be chosen of what is there.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 FAST = {
     # Ray Data waits a tenth of a second twice before it gives a worker its next task, once without this thread.
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",
@@ -32,7 +36,7 @@ def set_defaults() -> None:
     A cluster of our own authenticates by a token: Ray's ports are open to this machine's other users without it. The
     token lives in the environment of our processes and in no file.
     """
-    for name, value in (QUIET | FAST).items():
+    for name, value in (QUIET | INTERRUPTED | FAST).items():
         os.environ.setdefault(name, value)
     if own_cluster():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -208,10 +208,11 @@ def search(
     first = check_search(checked, values, resume=resume)
     check_storage(checked, resume=resume)
     from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.trials import leaderboard, shown_trials
+    from pefomed_ray.cli.trials import leaderboard, resumable, shown_trials
     from pefomed_ray.search.study import run_search
 
-    with cluster(), shown_trials(checked.metric, first.training.epochs, checked.trials) as shown:
+    table = shown_trials(checked.metric, first.training.epochs, checked.trials)
+    with resumable(space, overrides or []), cluster(), table as shown:
         result = run_search(checked, values, shown, shown.rescoring, resume=resume)
     leaderboard(result.rows, checked.metric)
     say(result.why)

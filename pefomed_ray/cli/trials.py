@@ -1,5 +1,6 @@
 """How a search is shown: a live table of its trials on a terminal, a line an epoch elsewhere, and the leaderboard."""
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,16 @@ def shown_trials(metric: str, epochs: int, of: int) -> "Iterator[TrialLines | Tr
     trials = TrialTable(metric, epochs, of)
     with Live(get_renderable=trials.render, console=err, refresh_per_second=2, transient=True):
         yield trials
+
+
+@contextmanager
+def resumable(space: str, words: Sequence[str]) -> Iterator[None]:
+    """Say how to go on with the search where somebody interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; to go on:\n  pefomed-ray search {shlex.join([space, *words])} --resume")
+        raise
 
 
 class TrialLines:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -82,16 +82,28 @@ def whole(space: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def begin(space: Path, output: Path, until: Callable[[], bool]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        command(space, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def begin(
+    space: Path, output: Path, until: Callable[[], bool], stderr: IO[bytes] | int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(command(space, output), stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
     deadline = time.monotonic() + WAIT_S
     while not until():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return process
+
+
+def gone(group: int) -> bool:
+    """Whether all processes of the group have ended, or do so soon."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def in_its_first_steps(output: Path) -> bool:
@@ -107,6 +119,22 @@ def drawing_its_last(output: Path) -> bool:
     """The row is there, its trial is not."""
     with sqlite3.connect(f"file:{output / 'study.db'}?mode=ro", uri=True) as study:
         return bool(study.execute("SELECT COUNT(*) FROM trials").fetchone()[0] == TRIALS)
+
+
+def test_a_search_that_somebody_interrupts(space: Path, tmp_path: Path) -> None:
+    """As by Ctrl-C on a terminal: it ends, chooses nobody, and says how to go on."""
+    output = tmp_path / "search"
+    with open(tmp_path / "stderr.txt", "wb") as stderr:
+        process = begin(space, output, lambda: between_two_epochs(output), stderr)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) != 0
+    said = (tmp_path / "stderr.txt").read_text()
+    assert f"to go on:\n  pefomed-ray search {space} output_dir={output} --resume" in said
+    assert not (output / "leaderboard.json").exists()
+    assert gone(process.pid)
+    done = ask(*command(space, output, "trials=2", "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["trials"] == 2
 
 
 @pytest.mark.parametrize("moment", [in_its_first_steps, between_two_epochs, drawing_its_last])
