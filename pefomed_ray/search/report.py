@@ -137,6 +137,8 @@ def _picture(
         margin={"l": 70, "r": 30, "t": 40, "b": 60},
         font={"family": "system-ui, sans-serif", "color": INK},
     )
+    # Else a learning rate of 1e-4 is read as 100 micro.
+    figure.update_xaxes(exponentformat="power").update_yaxes(exponentformat="power")
     identity = title.lower().replace(" ", "-")
     options = {"displaylogo": False, "responsive": True}
     html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=identity, config=options)
