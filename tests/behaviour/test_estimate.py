@@ -36,7 +36,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def space(shards: Path, tmp_path: Path) -> Path:
     path = tmp_path / "space.yaml"
     values = yaml.safe_load((ROOT / "search_spaces" / "slake-cpu.yaml").read_text())
-    values |= {"preset": str(PRESET), "overrides": values["overrides"] | {"data.shards": str(shards)}}
+    values |= {
+        "trials": 6,
+        "sampler": {"n_startup_trials": 4},
+        "preset": str(PRESET),
+        "overrides": values["overrides"] | {"data.shards": str(shards)},
+    }
     path.write_text(yaml.safe_dump(values))
     return path
 
