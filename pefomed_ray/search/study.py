@@ -214,7 +214,7 @@ def _tuner(search: SearchConfig, running: Running, study: Study, on_report: OnRe
             num_samples=remaining(search, study),
             max_concurrent_trials=running.at_once,
             search_alg=StudySearch(search, study),
-            scheduler=_asha(search, first, study) if search.scheduler == "asha" else None,
+            scheduler=asha(search, first.training.epochs, study) if search.scheduler == "asha" else None,
             time_budget_s=search.time_budget_s,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.config["trial"],
@@ -230,24 +230,28 @@ def _tuner(search: SearchConfig, running: Running, study: Study, on_report: OnRe
     )
 
 
-def _asha(search: SearchConfig, first: TrainConfig, study: Study) -> ASHAScheduler:
-    """ASHA that knows what trials reported which ended in an earlier invocation."""
-    epochs = first.training.epochs
-    asha = ASHAScheduler(
+def asha(search: SearchConfig, epochs: int, study: Study) -> ASHAScheduler | None:
+    """ASHA that knows what trials reported which ended in an earlier invocation; None where it could stop nobody.
+
+    It does not judge a trial's last epoch: one that came so far has run to its end.
+    """
+    if search.asha.grace_period_epochs >= epochs:
+        return None
+    scheduler = ASHAScheduler(
         time_attr=TRAINING_ITERATION,
         metric=search.metric,
         mode="max",
-        # More than there are epochs: a trial ends by itself, not by being stopped in its last epoch.
-        max_t=epochs + 1,
-        grace_period=min(search.asha.grace_period_epochs, epochs),
+        max_t=epochs - 1,
+        stop_last_trials=False,
+        grace_period=search.asha.grace_period_epochs,
         reduction_factor=search.asha.reduction_factor,
     )
     for row in study.get_trials(deepcopy=False, states=ENDED):
         trial = SimpleNamespace(trial_id=trial_name(row.number))
-        asha.on_trial_add(None, trial)
+        scheduler.on_trial_add(None, trial)
         for epoch, value in reported(row).items():
-            asha.on_trial_result(None, trial, {TRAINING_ITERATION: epoch, search.metric: value})
-    return asha
+            scheduler.on_trial_result(None, trial, {TRAINING_ITERATION: epoch, search.metric: value})
+    return scheduler
 
 
 def _ended(search: SearchConfig, study: Study) -> list[EndedTrial]:
