@@ -95,16 +95,17 @@ def _is_ours(process: psutil.Process) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("victim", ["ray::Host", "ray::run_packed_trial"])
+@pytest.mark.parametrize("victim", ["ray::Host", "ray::ImplicitFunc"])
 def test_a_search_survives_the_loss_of_a_process(
     victim: str, packed: SearchResult, phantom_shards: Path, tmp_path: Path
 ) -> None:
-    """Killed in the middle of an epoch: all trials end, with the weights of those that nothing befell."""
-    output, killed = tmp_path / "s", []
+    """A host, or a trial (so Tune calls it), in the middle of an epoch: all end, with the weights of those that
+    nothing befell."""
+    output, killed, over = tmp_path / "s", [], threading.Event()
 
     def kill() -> None:
         deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not killed:
+        while time.monotonic() < deadline and not killed and not over.is_set():
             lines = sum(len(path.read_bytes().splitlines()) for path in output.glob("trials/*/steps.jsonl"))
             if lines >= 3 and (found := processes(victim)):
                 found[0].kill()
@@ -114,13 +115,13 @@ def test_a_search_survives_the_loss_of_a_process(
     thread = threading.Thread(target=kill)
     thread.start()
     result = run_search(search(output, packing="on"), values(phantom_shards, packed.output / "features"))
+    over.set()
     thread.join()
     assert killed
     assert {row.state for row in result.rows} == {"finished"}
     for row in result.rows:
-        assert torch.equal(last(result, row.trial), last(packed, row.trial)) or (
-            (last(result, row.trial) - last(packed, row.trial)).abs().max() < 1e-5  # packed with others than before
-        )
+        # Not the very same bits: it may have been packed with others than before.
+        assert (last(result, row.trial) - last(packed, row.trial)).abs().max() < 1e-5
 
 
 def test_hosts_and_places_follow_from_the_cluster(phantom_shards: Path, tmp_path: Path) -> None:
