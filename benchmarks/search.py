@@ -88,7 +88,7 @@ def main(json_: JsonOption = False, quick: QuickOption = False) -> None:
 
 
 def make_shards(folder: Path) -> None:
-    """The demo's corpus, smaller by nothing."""
+    """Of the demo's corpus."""
     write_slake(folder / "corpus", images=sum(PICTURES), questions_per_image=5, seed=7, splits=PICTURES)
     with scratch_with_ray(CORES):
         prepare(folder / "corpus", folder / "shards", DataOptions(source="phantoms"))

@@ -23,7 +23,7 @@ Question = tuple[dict[str, Any], str, int]
 class Rank:
     """One process of a host. Make and use it in one thread: torch counts its threads apart for each."""
 
-    def __init__(self, config: TrainConfig, number: int = 0, size: int = 1, address: str = "", port: int = 0) -> None:
+    def __init__(self, config: TrainConfig, number: int, size: int, address: str, port: int) -> None:
         """Opens the base, once all `size` ranks have come to this address."""
         self._trainer = PackedTrainer(config, _join(config, number, size, address, port))
         self._size = size
