@@ -9,8 +9,8 @@ a Tune trial that calls `TorchTrainer.fit`, here through `training.trainer.train
 trial, with cached features; the cache is made in the measured time, as it is in ours. Both run two trials at once, a
 thread each; of Ray's logical CPUs they get as many as that takes.
 
-Rates are an eighth of the space's, which are for rows by sixteen: with a row a step these are chaotic, rounding grows to
-whole nats within 150 steps (docs/LOG.md), and no two programs come to the same loss.
+Rates are an eighth of the space's, which are for rows by sixteen: with a row a step these are chaotic, rounding grows
+to whole nats within 150 steps (docs/LOG.md), and no two programs come to the same loss.
 
 All trials are drawn at random, and none is stopped early, so that all arms train the same ones; they see the same rows
 in the same order. Their losses must agree, and the same trial must win.
