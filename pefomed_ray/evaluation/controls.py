@@ -12,9 +12,14 @@ import numpy as np
 from PIL import Image
 
 from pefomed_ray.artifacts.storage import sha256_bytes
+from pefomed_ray.evaluation.answers import Question
 from pefomed_ray.rendering.images import decode_image
 
 MID_GREY = 128
+VARIANTS = ("image", "blank_image", "noise_image", "shuffled_image")
+"""What the model is shown beside the question; all but the first are controls."""
+TEMPLATE_SAMPLE = 500
+"""Training texts among which the constant text is looked for where none comes twice."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,70 @@ def text_priors(training: Iterable[tuple[str, str, str | None]]) -> TextPriors |
         by_answer_type={kind: spelling[_most_frequent(counts)] for kind, counts in by_type.items()},
         by_question={question: spelling[_most_frequent(counts)] for question, counts in by_question.items()},
     )
+
+
+@dataclass(frozen=True)
+class ConstantText:
+    """What one would say of every picture without looking."""
+
+    text: str
+    how: str
+    """Why this one, in words."""
+
+
+def constant_text(training: Sequence[str]) -> ConstantText | None:
+    """The most frequent training text (stripped, case folded); None without any.
+
+    Where all differ, the one that shares most words with the others (mean F1 of the sets of words) among 500 drawn by
+    their sha256: looking for the text with the best score of all would take hours.
+    """
+    texts = [text.strip() for text in training if text.strip()]
+    if not texts:
+        return None
+    counts = Counter(_same(text) for text in texts)
+    spelling = {_same(text): text for text in sorted(texts)}
+    most = _most_frequent(counts)
+    if counts[most] > 1:
+        return ConstantText(spelling[most], f"the most frequent of {len(texts)} training texts, {counts[most]} times")
+    sample = sorted(texts, key=lambda text: sha256_bytes(text.encode()))[:TEMPLATE_SAMPLE]
+    how = f"no training text comes twice; of {len(sample)} drawn, the one that shares most words with the others"
+    return ConstantText(sample[_nearest_to_the_rest(sample)], how)
+
+
+def _nearest_to_the_rest(texts: Sequence[str]) -> int:
+    """The text with the highest mean F1 of sets of words; S texts, W distinct words."""
+    words = [set(_same(text).split()) for text in texts]
+    number = {word: at for at, word in enumerate(sorted(set().union(*words)))}
+    has_SW = np.zeros((len(texts), len(number)), dtype=np.float32)
+    for at, own in enumerate(words):
+        has_SW[at, [number[word] for word in own]] = 1
+    sizes_S = has_SW.sum(axis=1)
+    f1_SS = 2 * (has_SW @ has_SW.T) / (sizes_S[:, None] + sizes_S[None, :])
+    return int(f1_SS.mean(axis=1).argmax())
+
+
+def questions(image_digests: Sequence[tuple[str, ...]], variants: Sequence[str], seed: int) -> list[Question]:
+    """What to ask of rows with these images, variant by variant, in the order in which images lie on disk.
+
+    A row whose images no other can stand in for is not asked under `shuffled_image`.
+    """
+    itself = list(range(len(image_digests)))
+    shuffled = shuffled_rows(image_digests, seed)
+    asked = []
+    for variant in variants:
+        shown = shuffled if variant == "shuffled_image" else itself
+        pairs = [(image_row, row) for row, image_row in enumerate(shown) if image_row is not None]
+        asked += [Question(variant, row, image_row) for image_row, row in sorted(pairs)]
+    return asked
+
+
+def shown_images(variant: str, encoded: Sequence[bytes], seed: int) -> tuple[bytes, ...]:
+    """The images of a question's image row, as this variant shows them. Raises DataError where one is no image."""
+    if variant == "blank_image":
+        return tuple(blank_image(data) for data in encoded)
+    if variant == "noise_image":
+        return tuple(noise_image(data, seed) for data in encoded)
+    return tuple(encoded)
 
 
 def blank_image(data: bytes) -> bytes:

@@ -1,6 +1,6 @@
-"""Answers of a bundle for a split, to the images and to images that cannot help, as one Ray Data pipeline."""
+"""Answers of a bundle or a base for a split, to the images and to images that cannot help, as one Ray Data pipeline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -15,15 +15,14 @@ from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import local_path
 from pefomed_ray.data.feature_cache import open_cache
 from pefomed_ray.data.plan import RowIndex, open_index, read_rows
-from pefomed_ray.errors import DataError, PefomedError
-from pefomed_ray.evaluation.controls import blank_image, noise_image, shuffled_rows
+from pefomed_ray.errors import PefomedError
+from pefomed_ray.evaluation.answers import Answered, Key, Question
+from pefomed_ray.evaluation.controls import VARIANTS, questions, shown_images
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.preflight import read_texts
 from pefomed_ray.model.generate import Generator, Prompt
 from pefomed_ray.model.load import open_generator
 
-VARIANTS = ("image", "blank_image", "noise_image", "shuffled_image")
-"""What the model is shown beside the question; all but the first are controls."""
 REAL_IMAGES = ("image", "shuffled_image")
 """Variants that show the split's own images, whose features may be cached."""
 MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 64, "caption": 128, "report": 256}
@@ -59,7 +58,7 @@ class GenerationSettings:
 
 
 def predict(
-    bundle: Path,
+    model: str | Path,
     shards: str | Path,
     split: str,
     settings: GenerationSettings,
@@ -70,51 +69,54 @@ def predict(
 ) -> dict[str, list[Prediction]]:
     """Variant -> a prediction for each of the first `rows_limit` rows of the split (default: all), in row order.
 
-    Ray must have been started; bundle and shards must be visible to every node. `on_progress(done, total)` counts
-    answers. A row that has no other image to be shown has no prediction under `shuffled_image`. Raises DataError where
-    the split has no rows, PefomedError where answers got lost, and what opening the bundle or an image raises.
+    Ray must have been started; model and shards must be visible to every node. `on_progress(done, total)` counts
+    answers. A row that has no other image to be shown has no prediction under `shuffled_image`. Raises what `generate`
+    raises.
+    """
+    texts = read_texts(shards, split, rows_limit)
+    asked = questions([tuple(row["image_sha256"]) for row in texts], variants, settings.seed)
+    answers: dict[Key, Answered] = {}
+    for answer in generate(asked, model, open_index(shards, split), settings):
+        answers[answer.key] = answer
+        if on_progress:
+            on_progress(len(answers), len(asked))
+    return {variant: predictions_of(texts, variant, answers) for variant in variants}
+
+
+def generate(
+    asked: Sequence[Question], model: str | Path, index: RowIndex, settings: GenerationSettings
+) -> Iterator[Answered]:
+    """A bundle's or base's answers as they come, in no order, by as many workers as `settings` say.
+
+    Raises PefomedError where Ray was not started or answers got lost, and what opening the model or an image raises.
     """
     if not ray.is_initialized():
         raise PefomedError("predict needs Ray: call ray.init() first")
-    texts = read_texts(shards, split, rows_limit)
-    if not texts:
-        raise DataError(f"shards {str(shards)!r}: no row of split {split!r} is left to predict")
-    items = _items(texts, variants, settings.seed)
-    answers: dict[tuple[str, int], str] = {}
-    for found in _pipeline(items, bundle, open_index(shards, split), settings).iter_rows():
+    count = 0
+    for found in _pipeline(asked, model, index, settings).iter_rows():
         if found["error_kind"]:
             raise getattr(errors, found["error_kind"])(found["error"])
-        answers[found["variant"], int(found["row"])] = found["prediction"]
-        if on_progress:
-            on_progress(len(answers), len(items))
-    if len(answers) != len(items):
-        raise PefomedError(f"{len(items)} answers were asked for and {len(answers)} came back")
-    return {
-        variant: [_prediction(row, answers.get((variant, number))) for number, row in enumerate(texts)]
-        for variant in variants
-    }
+        count += 1
+        yield Answered(found["variant"], int(found["row"]), found["prediction"])
+    if count != len(asked):
+        raise PefomedError(f"{len(asked)} answers were asked for and {count} came back")
 
 
-def _items(texts: list[dict[str, Any]], variants: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """What to answer, in the order in which images lie on disk: workers keep few row groups in memory."""
-    itself = list(range(len(texts)))
-    shuffled = shuffled_rows([tuple(row["image_sha256"]) for row in texts], seed)
-    items = []
-    for variant in variants:
-        shown = shuffled if variant == "shuffled_image" else itself
-        pairs = [(image_row, row) for row, image_row in enumerate(shown) if image_row is not None]
-        items += [{"variant": variant, "row": row, "image_row": image_row} for image_row, row in sorted(pairs)]
-    return items
+def predictions_of(texts: list[dict[str, Any]], given: str, answers: Mapping[Key, Answered]) -> list[Prediction]:
+    """A prediction for each row of a split's texts, in their order, from the answers to what was shown."""
+    found = [answers.get((given, number)) for number in range(len(texts))]
+    return [_prediction(row, answer.text if answer else None) for row, answer in zip(texts, found, strict=True)]
 
 
 def _pipeline(
-    items: list[dict[str, Any]], bundle: Path, index: RowIndex, settings: GenerationSettings
+    asked: Sequence[Question], model: str | Path, index: RowIndex, settings: GenerationSettings
 ) -> ray.data.Dataset:
+    items = [{"variant": question.given, "row": question.row, "image_row": question.image_row} for question in asked]
     dataset = ray.data.from_items(items, override_num_blocks=max(1, ceil(len(items) / settings.batch_size)))
     dataset.context.enable_progress_bars = False  # the command line draws its own
     return dataset.map_batches(
         Predictor,
-        fn_constructor_args=(str(bundle), index, settings),
+        fn_constructor_args=(str(model), index, settings),
         batch_size=settings.batch_size * BATCHES_SORTED_TOGETHER,
         # One actor is enough to begin with: where the cluster is smaller than asked for, it is slow and does not hang.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=settings.workers),
@@ -126,9 +128,9 @@ def _pipeline(
 class Predictor:
     """A Ray Data actor that loads the model once and reads the images of a batch itself."""
 
-    def __init__(self, bundle: str, index: RowIndex, settings: GenerationSettings) -> None:
+    def __init__(self, model: str, index: RowIndex, settings: GenerationSettings) -> None:
         torch.set_num_threads(max(1, ceil(settings.cpus_per_worker)))
-        self.bundle = bundle
+        self.model = model
         self.index = index
         self.settings = settings
         self.generator: Generator | None = None
@@ -149,7 +151,7 @@ class Predictor:
     def _answers(self, batch: dict[str, np.ndarray]) -> list[str]:
         if self.generator is None:
             device = "cuda" if self.settings.use_gpu else "cpu"
-            self.generator = open_generator(self.bundle, device, self.settings.batch_size)
+            self.generator = open_generator(self.model, device, self.settings.batch_size)
         records = read_rows(self.index, batch["row"])
         shown = read_rows(self.index, batch["image_row"])
         prompts = [
@@ -163,15 +165,8 @@ class Predictor:
         if self.settings.feature_cache and variant in REAL_IMAGES:
             features_NVW = open_cache(local_path(self.settings.feature_cache)).features(shown["image_sha256"])
             return Prompt(record["task"], record["question"], features_NVW=features_NVW)
-        return Prompt(record["task"], record["question"], self._images(variant, shown["images"]))
-
-    def _images(self, variant: str, images: list[dict[str, Any]]) -> tuple[bytes, ...]:
-        encoded = tuple(image["bytes"] for image in images)
-        if variant == "blank_image":
-            return tuple(blank_image(data) for data in encoded)
-        if variant == "noise_image":
-            return tuple(noise_image(data, self.settings.seed) for data in encoded)
-        return encoded
+        encoded = [image["bytes"] for image in shown["images"]]
+        return Prompt(record["task"], record["question"], shown_images(variant, encoded, self.settings.seed))
 
 
 def _prediction(row: dict[str, Any], prediction: str | None) -> Prediction:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -13,87 +13,145 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import sha256_bytes
 from pefomed_ray.data.plan import open_index, read_rows
+from pefomed_ray.evaluation.flags import CONTROL_WORDS, flags
+from pefomed_ray.evaluation.headline import headline
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.score import PRIMARY_METRIC
+from pefomed_ray.evaluation.verdicts import Verdicts
 from pefomed_ray.metrics.text import rouge_l
 from pefomed_ray.metrics.vqa import Normalizer, exact_match
 from pefomed_ray.rendering.images import decode_image
 
-EXAMPLES = 12
+EXAMPLES_A_GROUP = 6
 THUMBNAIL_PX = 240
+DISPUTED = 0.5
+"""Words and judge are this far apart at least, both as shares of their best score."""
 CONTROL_TITLES = {
     "blank_image": ("Model, shown grey pictures", "grey"),
     "noise_image": ("Model, shown noise", "noise"),
-    "shuffled_image": ("Model, shown other images", "shuffled"),
+    "shuffled_image": ("Model, shown other patients' pictures", "shuffled"),
     "majority": ("Most frequent training answer", "majority"),
     "question_prior": ("Most frequent answer to the question", "question prior"),
+    "constant_text": ("The same training text for all", "constant text"),
 }
 """Title of the bar, and of the column."""
+METRIC_WORDS = {
+    "exact_match": "the answer is the reference, word for word",
+    "exact_match_open": "the same, of open questions",
+    "exact_match_closed": "the same, of closed questions",
+    "token_f1": "words shared with the reference, of all words of both",
+    "token_recall": "words of the reference that are in the answer",
+    "bleu1": "single words shared",
+    "bleu2": "runs of up to two words shared",
+    "bleu3": "runs of up to three words shared",
+    "bleu4": "runs of up to four words shared",
+    "meteor": "words shared, synonyms and stems included",
+    "rougeL": "words shared in the same order",
+    "rougeL_coco": "the same, as captions are scored",
+    "cider": "rare words shared count more; 0 to 10",
+    "judge_accuracy": "answers that a language model calls right",
+    "judge_was": "score by a language model, 0 to 4",
+}
+NOT_SHARES = frozenset({"cider", "judge_was"})
+"""Metrics that are no share of anything, so not shown in percent."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the page."""
+    """A row of the page. Of a restricted corpus only the id and the scores."""
 
     id: str
-    question: str
-    answer: str
-    prediction: str | None
     score: float | None
     """Exact match, for captions and reports ROUGE-L; None where unscored."""
-    thumbnails: tuple[str, ...]
+    judged: float | None
+    """The judge's mean score as a share of the best one; None where there is none."""
+    question: str = ""
+    answer: str = ""
+    prediction: str | None = None
+    thumbnails: tuple[str, ...] = ()
     """`data:` URLs."""
 
 
-def choose_examples(
-    rows: Sequence[Prediction], shards: Path, split: str, task: Task, normalizer: Normalizer
-) -> list[Example]:
-    """Twelve rows with their images: half the best and half the worst answered, at random among equals but fixed by id.
+@dataclass(frozen=True)
+class Examples:
+    """Groups of rows with their titles."""
 
-    `rows` are the first rows of the split, in row order.
+    groups: dict[str, list[Example]]
+    embedded: bool
+    """Whether texts and pictures are on the page: the licence decides."""
+
+
+def row_scores(rows: Sequence[Prediction], task: Task, normalizer: Normalizer) -> list[float | None]:
+    """Each row's score by the task's first metric; None where unscored."""
+    return [_score(row, task, normalizer) for row in rows]
+
+
+def choose_examples(
+    rows: Sequence[Prediction],
+    scores: Sequence[float | None],
+    verdicts: Verdicts | None,
+    shards: Path,
+    split: str,
+    licence: Literal["open", "restricted"],
+) -> Examples:
+    """The best, the worst and the most disputed rows, six each, at random among equals but fixed by id.
+
+    `rows` are the first rows of the split, in row order. Disputed are those about which words and judge are furthest
+    apart; none without a judge.
     """
-    scores = [_score(row, task, normalizer) for row in rows]
+    judged = [verdicts.scores.get(row.id) if verdicts else None for row in rows]
     unscored_is_worst = [-1.0 if score is None else score for score in scores]
     drawn = sorted(range(len(rows)), key=lambda at: sha256_bytes(rows[at].id.encode()))
     worst_first = sorted(drawn, key=lambda at: unscored_is_worst[at])
-    half = min(EXAMPLES, len(rows)) // 2
-    chosen = [*worst_first[::-1][: min(EXAMPLES, len(rows)) - half], *worst_first[:half]]
-    records = read_rows(open_index(shards, split), np.asarray(chosen, dtype=np.int64))
-    return [
-        Example(
-            id=rows[at].id,
-            question=rows[at].question,
-            answer=rows[at].answer,
-            prediction=rows[at].prediction,
-            score=scores[at],
-            thumbnails=tuple(thumbnail(image["bytes"]) for image in record["images"]),
-        )
-        for at, record in zip(chosen, records, strict=True)
+    count = min(EXAMPLES_A_GROUP, len(rows) // 2)
+    apart = [
+        (abs(score - verdict), at)
+        for at in drawn
+        if (score := scores[at]) is not None and (verdict := judged[at]) is not None
     ]
+    disputed = [at for gap, at in sorted(apart, key=lambda pair: -pair[0]) if gap >= DISPUTED][:EXAMPLES_A_GROUP]
+    chosen = {"best": worst_first[::-1][: max(count, 1)], "worst": worst_first[:count], "disputed": disputed}
+    index = open_index(shards, split)
+
+    def example(at: int) -> Example:
+        row = rows[at]
+        if licence == "restricted":
+            return Example(row.id, scores[at], judged[at])
+        (record,) = read_rows(index, np.asarray([at]))
+        pictures = tuple(thumbnail(image["bytes"]) for image in record["images"])
+        return Example(row.id, scores[at], judged[at], row.question, row.answer, row.prediction, pictures)
+
+    groups = {name: [example(at) for at in places] for name, places in chosen.items() if places}
+    return Examples(groups, embedded=licence == "open")
 
 
-def write_report(path: Path, metrics: dict[str, Any], examples: Sequence[Example] | None) -> None:
-    """Write the page of a `metrics.json`; `examples` None: the licence of the corpus keeps its rows off the page."""
-    path.write_text(render_report(metrics, examples), encoding="utf-8")
-
-
-def render_report(metrics: dict[str, Any], examples: Sequence[Example] | None) -> str:
+def render_report(metrics: dict[str, Any], examples: Examples) -> str:
     """The page as HTML; every text in it is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["score"] = _score_text
     environment.filters["interval"] = _interval_text
+    environment.filters["count"] = lambda number: f"{number:,}"
     primary = PRIMARY_METRIC[metrics["task"]]
+    controls = {name: metrics["controls"][name] for name in CONTROL_WORDS if name in metrics["against_controls"]}
     bars = [("This model", metrics[primary], True)]
-    bars += [(title, metrics["controls"][name][primary], False) for name, (title, _) in CONTROL_TITLES.items()]
-    names = [name for name, found in metrics.items() if isinstance(found, dict) and "ci95" in found]
+    bars += [(CONTROL_TITLES[name][0], scores[primary], False) for name, scores in controls.items()]
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
+        headline=headline(metrics),
+        flags=flags(metrics),
         primary=primary,
-        metric_names=names,
+        metric_names=[name for name, found in metrics.items() if isinstance(found, dict) and "ci95" in found],
+        metric_words=METRIC_WORDS,
         bars=bars,
-        short_titles={name: short for name, (_, short) in CONTROL_TITLES.items()},
+        kinds=_kinds(metrics),
+        controls=controls,
+        short_titles={name: CONTROL_TITLES[name][1] for name in controls},
         examples=examples,
     )
 
@@ -107,6 +165,18 @@ def thumbnail(data: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def _kinds(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Exact match of the kinds of question there are: closed, open, then by question type."""
+    if metrics["task"] != "vqa":
+        return []
+    kinds = [
+        ("Closed questions (yes/no, either/or)", metrics["exact_match_closed"]),
+        ("Open questions", metrics["exact_match_open"]),
+        *((f"About: {kind}", scores["exact_match"]) for kind, scores in metrics["by_question_type"].items()),
+    ]
+    return [(title, scores) for title, scores in kinds if scores["n"] + scores["unscored"] > 0]
+
+
 def _score(row: Prediction, task: Task, normalizer: Normalizer) -> float | None:
     if row.prediction is None:
         return None
@@ -115,9 +185,14 @@ def _score(row: Prediction, task: Task, normalizer: Normalizer) -> float | None:
     return rouge_l(row.prediction, row.answer)
 
 
-def _score_text(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def _score_text(value: float | None, metric: str = "") -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if metric in NOT_SHARES else f"{100 * value:.1f} %"
 
 
-def _interval_text(interval: list[float] | None) -> str:
-    return "–" if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
+def _interval_text(interval: Sequence[float] | None, metric: str = "") -> str:
+    if interval is None:
+        return "–"
+    scale, digits = (1, 2) if metric in NOT_SHARES else (100, 1)
+    return " to ".join(f"{scale * end:.{digits}f}" for end in interval)

@@ -11,7 +11,8 @@ import torch
 
 from pefomed_ray.data.plan import open_index
 from pefomed_ray.evaluation import predict as predict_module
-from pefomed_ray.evaluation.predict import VARIANTS, GenerationSettings, Predictor
+from pefomed_ray.evaluation.controls import VARIANTS, questions
+from pefomed_ray.evaluation.predict import GenerationSettings, Predictor
 from pefomed_ray.evaluation.preflight import read_texts
 from pefomed_ray.model.generate import Prompt
 
@@ -39,14 +40,16 @@ def test_real_images_come_from_the_cache(
     features = SimpleNamespace(features=lambda digests: torch.tensor([[[number[digest]]] for digest in digests]))
     monkeypatch.setattr(predict_module, "open_generator", lambda *_: Describer())
     monkeypatch.setattr(predict_module, "open_cache", lambda folder: features)
-    items = predict_module._items(texts, VARIANTS, seed=42)
+    asked = questions([tuple(row["image_sha256"]) for row in texts], VARIANTS, seed=42)
     columns: dict[str, Any] = {
-        key: np.asarray([item[key] for item in items]) for key in ("variant", "row", "image_row")
+        "variant": np.asarray([question.given for question in asked]),
+        "row": np.asarray([question.row for question in asked]),
+        "image_row": np.asarray([question.image_row for question in asked]),
     }
     settings = GenerationSettings(feature_cache="cache" if cached else None)
     found = Predictor("bundle", open_index(shards, "test"), settings)(columns)
     assert set(found["error_kind"]) == {""}
-    for item, answer in zip(items, found["prediction"], strict=True):
-        shown = number[texts[item["image_row"]]["image_sha256"][0]]
-        from_cache = cached and item["variant"] in ("image", "shuffled_image")
+    for question, answer in zip(asked, found["prediction"], strict=True):
+        shown = number[texts[question.image_row]["image_sha256"][0]]
+        from_cache = cached and question.given in ("image", "shuffled_image")
         assert answer == (str(shown) if from_cache else "1 image")

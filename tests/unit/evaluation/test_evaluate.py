@@ -1,13 +1,14 @@
 """What is written and refused, with a stand-in for the model."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pefomed_ray.artifacts.base import EMBEDDED, EMBEDDED_FOLDER, base_digest
 from pefomed_ray.artifacts.manifests import (
     BundleManifest,
     load_bundle_manifest,
@@ -15,22 +16,35 @@ from pefomed_ray.artifacts.manifests import (
     save_document,
 )
 from pefomed_ray.artifacts.storage import sha256_file
+from pefomed_ray.data.plan import RowIndex, read_rows
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.evaluation import evaluate as evaluate_module
+from pefomed_ray.evaluation.answers import Answered, Question
 from pefomed_ray.evaluation.evaluate import evaluate
 from pefomed_ray.evaluation.gate import gate
-from pefomed_ray.evaluation.predict import VARIANTS, GenerationSettings, _prediction
-from pefomed_ray.evaluation.predictions import Prediction, read_predictions
-from pefomed_ray.evaluation.preflight import read_texts
+from pefomed_ray.evaluation.predict import GenerationSettings
+from pefomed_ray.evaluation.predictions import read_predictions
 
 MakeShards = Callable[..., Path]
 CONTROLS = ["blank_image", "noise_image", "shuffled_image", "majority", "question_prior"]
 
 
-def sees_colours(_: Path, shards: Path, split: str, settings: Any, **limits: Any) -> dict[str, list[Prediction]]:
-    """Right when shown the image, `red` otherwise."""
-    rows = [_prediction(row, row["answer"]) for row in read_texts(shards, split, limits["rows_limit"])]
-    return {name: rows if name == "image" else [replace(row, prediction="red") for row in rows] for name in VARIANTS}
+class SeesColours:
+    """Right when shown the image, `red` otherwise; dies before the answer number `dies_at`."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+        self.dies_at: int | None = None
+
+    def __call__(
+        self, asked: Sequence[Question], model: Any, index: RowIndex, settings: GenerationSettings
+    ) -> Iterator[Answered]:
+        for number, question in enumerate(asked):
+            if number == self.dies_at:
+                raise KeyboardInterrupt
+            self.asked.append(question)
+            (row,) = read_rows(index, np.asarray([question.row]))
+            yield Answered(question.given, question.row, row["answer"] if question.given == "image" else "red")
 
 
 @pytest.fixture
@@ -45,8 +59,10 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_module, "predict", sees_colours)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> SeesColours:
+    model = SeesColours()
+    monkeypatch.setattr(evaluate_module, "generate", model)
+    return model
 
 
 def test_a_bundle_of_a_quantised_base_needs_a_gpu(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
@@ -60,12 +76,14 @@ def test_a_bundle_of_a_quantised_base_needs_a_gpu(bundle: Path, make_shards: Mak
 
 def test_what_is_written(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
     shards, output = make_shards(), tmp_path / "out"
-    answer = evaluate(bundle, shards, "test", output)
+    done: list[tuple[int, int]] = []
+    answer = evaluate(bundle, shards, "test", output, on_progress=lambda *at: done.append(at))
     assert [Path(answer[key]) for key in ("predictions", "metrics", "report")] == [
         output / "predictions.jsonl",
         output / "metrics.json",
         output / "report.html",
     ]
+    assert done == [(number, 28) for number in range(1, 29)]
     assert answer["values"]["exact_match"] == 1.0
     assert answer["values"]["exact_match_closed"] is None
     metrics = json.loads((output / "metrics.json").read_text())
@@ -75,14 +93,108 @@ def test_what_is_written(bundle: Path, make_shards: MakeShards, tmp_path: Path) 
     # Train holds rows 0..5: red and green twice; `What is seen?` was red twice, `Which colour?` green twice.
     assert metrics["controls"]["majority"]["exact_match"]["value"] == pytest.approx(2 / 7)
     assert metrics["controls"]["question_prior"]["exact_match"]["value"] == pytest.approx(4 / 7)
-    assert metrics["unique_output_ratio"] == pytest.approx(4 / 7)
+    assert metrics["against_controls"]["question_prior"]["value"] == pytest.approx(3 / 7)
+    assert metrics["unique_output_ratio"] == metrics["unique_reference_ratio"] == pytest.approx(4 / 7)
     assert metrics["by_question_type"]["Colour"]["exact_match"]["n"] == 3
     assert metrics["image_overlap"] == {"train/test": 4}
+    assert metrics["image_overlap_with_training"] == {"value": 1.0, "n": 4}
+    assert metrics["text_overlap"]["references"] == {"value": 1.0, "n": 7}
+    assert metrics["normal_reports_heuristic"] is None
     assert metrics["shards"] == load_shard_manifest(shards).digest
+    assert metrics["bundle"] == load_bundle_manifest(bundle).digest == metrics["model"]["digest"]
     assert (metrics["split"], metrics["normalizer"], metrics["task"]) == ("test", "strict", "vqa")
     assert gate(metrics) == []
     assert [row.id for row in read_predictions(output / "predictions.jsonl")] == [f"test-{n}" for n in range(7)]
+    first = json.loads((output / "predictions.jsonl").read_text().splitlines()[0])
+    assert first["produced_by"]["licence"] == "open"
     assert sorted(path.stem for path in (output / "controls").iterdir()) == sorted(CONTROLS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "out", "shards"]
+
+
+def test_a_killed_evaluation_asks_only_what_is_missing(
+    bundle: Path, make_shards: MakeShards, tmp_path: Path, stand_in: SeesColours
+) -> None:
+    shards, output, kept = make_shards(), tmp_path / "out", tmp_path / "out.answers"
+    whole = evaluate(bundle, shards, "test", tmp_path / "whole")
+    stand_in.asked.clear()
+    stand_in.dies_at = 10
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(bundle, shards, "test", output)
+    with open(kept / "part-000.jsonl", "a") as file:
+        file.write('{"given": "image", "row": 6, "te')  # what a kill leaves of a line
+    assert not output.exists()
+    with pytest.raises(ConfigError, match="--resume"):
+        evaluate(bundle, shards, "test", output)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(bundle, shards, "test", output, resume=True)
+    stand_in.dies_at = None
+    resumed = evaluate(bundle, shards, "test", output, resume=True)
+    assert len(stand_in.asked) == len(set(stand_in.asked)) == 28
+    assert not kept.exists()
+    for key in ("predictions", "metrics", "report"):
+        assert Path(resumed[key]).read_bytes() == Path(whole[key]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"rows_limit": 3}, "rows"),
+        ({"settings": GenerationSettings(seed=1)}, "seed"),
+        ({"settings": GenerationSettings(max_new_tokens=3)}, "max_new_tokens"),
+        ({"image_controls": False}, "given"),
+        ({"model": EMBEDDED}, "model"),
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_answers_to_something_else_are_not_mixed_in(
+    bundle: Path,
+    make_shards: MakeShards,
+    tmp_path: Path,
+    stand_in: SeesColours,
+    other: dict[str, Any],
+    named: str,
+    finished: bool,
+) -> None:
+    words: dict[str, Any] = {"model": bundle, "shards": make_shards(), "split": "test", "output_dir": tmp_path / "out"}
+    if finished:
+        evaluate(**words)
+    else:
+        stand_in.dies_at = 5
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(**words)
+    with pytest.raises(ConfigError, match=f"something else: {named} differ"):
+        evaluate(**words | other, resume=True)
+
+
+def test_resuming_a_complete_evaluation_asks_nothing_and_writes_the_page_again(
+    bundle: Path, make_shards: MakeShards, tmp_path: Path, stand_in: SeesColours
+) -> None:
+    shards, output = make_shards(), tmp_path / "out"
+    evaluate(bundle, shards, "test", output)
+    before = {name: (output / name).read_bytes() for name in ("metrics.json", "report.html")}
+    (output / "report.html").unlink()
+    stand_in.asked.clear()
+    evaluate(bundle, shards, "test", output, resume=True)
+    assert stand_in.asked == []
+    assert {name: (output / name).read_bytes() for name in before} == before
+    evaluate(bundle, shards, "test", output, resume=True, normalizer="pefomed")
+    assert json.loads((output / "metrics.json").read_text())["normalizer"] == "pefomed"
+    lines = (output / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (output / "predictions.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(DataError, match="does not hold the rows"):
+        evaluate(bundle, shards, "test", output, resume=True)
+
+
+def test_a_base_without_adapter(make_shards: MakeShards, tmp_path: Path) -> None:
+    metrics = json.loads(Path(evaluate(EMBEDDED, make_shards(), "test", tmp_path / "out")["metrics"]).read_text())
+    assert metrics["bundle"] is None
+    assert metrics["model"]["kind"] == "base"
+    assert metrics["model"]["name"] == EMBEDDED
+    assert metrics["model"]["digest"] == base_digest(EMBEDDED_FOLDER)
+    assert metrics["model"]["template"] == "short"
+    assert "without an adapter" in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(DataError, match="adapter bundle"):
+        evaluate(tmp_path, tmp_path / "shards", "test", tmp_path / "other")
 
 
 def test_the_page_holds_examples_and_no_markup_of_theirs(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
@@ -95,18 +207,33 @@ def test_the_page_holds_examples_and_no_markup_of_theirs(bundle: Path, make_shar
     assert "https://" not in page
 
 
-def test_a_restricted_corpus_shows_nothing_on_the_page(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_restricted_corpus_shows_ids_only(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
     page = Path(evaluate(bundle, make_shards("restricted"), "test", tmp_path / "out")["report"]).read_text()
     assert "licence of this data set is restricted" in page
+    assert "test-0" in page
     assert "data:image" not in page
     assert "seen" not in page
-    assert "test-0" not in page
+    assert "green" not in page
 
 
-def test_reports_have_lexical_metrics_only(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
+def test_reports(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
     answer = evaluate(bundle, make_shards(task="report"), "test", tmp_path / "out")
-    assert answer["values"] == {"rougeL": 1.0, "token_f1": 1.0}
-    assert "rougeL" in Path(answer["report"]).read_text()
+    assert answer["values"]["rougeL"] == answer["values"]["token_f1"] == 1.0
+    metrics = json.loads(Path(answer["metrics"]).read_text())
+    assert metrics["controls"]["constant_text"]["rougeL"]["value"] == pytest.approx(2 / 7)  # red, the last of two
+    assert metrics["constant_text"] == {"how": "the most frequent of 6 training texts, 2 times", "text": "red"}
+    assert metrics["normal_reports_heuristic"]["references"] == {"value": 0.0, "n": 7}
+    assert list(metrics["against_controls"]) == ["blank_image", "noise_image", "shuffled_image", "constant_text"]
+    page = Path(answer["report"]).read_text()
+    assert "by a keyword rule (heuristic)" in page
+    assert "The same training text for all" in page
+
+
+def test_the_constant_text_of_a_restricted_corpus_is_not_written(
+    bundle: Path, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    answer = evaluate(bundle, make_shards("restricted", task="report"), "test", tmp_path / "out")
+    assert json.loads(Path(answer["metrics"]).read_text())["constant_text"]["text"] is None
 
 
 def test_without_a_training_split_the_text_baselines_are_unscored(
@@ -116,11 +243,18 @@ def test_without_a_training_split_the_text_baselines_are_unscored(
     metrics = json.loads(Path(answer["metrics"]).read_text())
     assert metrics["controls"]["majority"]["exact_match"] == {"value": None, "n": 0, "unscored": 5, "ci95": None}
     assert len(gate(metrics)) == 2
+    assert "Not measured: always giving the most frequent training answer" in Path(answer["report"]).read_text()
 
 
 def test_the_first_rows_only(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
     answer = evaluate(bundle, make_shards(), "test", tmp_path / "out", rows_limit=3)
     assert len(read_predictions(Path(answer["predictions"]))) == 3
+
+
+def test_without_image_controls_the_page_says_so(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:
+    answer = evaluate(bundle, make_shards(), "test", tmp_path / "out", image_controls=False)
+    assert list(json.loads(Path(answer["metrics"]).read_text())["controls"]) == ["majority", "question_prior"]
+    assert "Not measured: the same model shown grey pictures" in Path(answer["report"]).read_text()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +277,7 @@ def test_refusals_write_nothing(
     with pytest.raises(error, match=message):
         evaluate(bundle, make_shards(), "test", output)
     assert not (output / "metrics.json").exists()
+    assert not (tmp_path / "out.answers").exists()
 
 
 def test_an_empty_split_and_an_unknown_normalizer(bundle: Path, make_shards: MakeShards, tmp_path: Path) -> None:

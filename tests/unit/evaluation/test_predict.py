@@ -13,7 +13,8 @@ from PIL import Image
 from pefomed_ray.data.plan import open_index
 from pefomed_ray.errors import DataError
 from pefomed_ray.evaluation import predict as predict_module
-from pefomed_ray.evaluation.predict import VARIANTS, GenerationSettings, Predictor
+from pefomed_ray.evaluation.controls import VARIANTS, questions
+from pefomed_ray.evaluation.predict import GenerationSettings, Predictor
 from pefomed_ray.evaluation.preflight import read_texts
 from pefomed_ray.model.generate import Prompt
 
@@ -37,9 +38,11 @@ def answers(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> dict[st
     """Variant -> answers in row order."""
     monkeypatch.setattr(predict_module, "open_generator", lambda *_: Describer())
     shards = make_shards()
-    items = predict_module._items(read_texts(shards, "test"), VARIANTS, seed=42)
+    asked = questions([tuple(row["image_sha256"]) for row in read_texts(shards, "test")], VARIANTS, seed=42)
     columns: dict[str, Any] = {
-        key: np.asarray([item[key] for item in items]) for key in ("variant", "row", "image_row")
+        "variant": np.asarray([question.given for question in asked]),
+        "row": np.asarray([question.row for question in asked]),
+        "image_row": np.asarray([question.image_row for question in asked]),
     }
     found = Predictor("bundle", open_index(shards, "test"), GenerationSettings())(columns)
     by_key = dict(zip(zip(found["variant"], found["row"], strict=True), found["prediction"], strict=True))
