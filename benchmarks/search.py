@@ -41,7 +41,7 @@ from pefomed_ray.search.features import with_cached_features
 from pefomed_ray.search.leaderboard import TRIALS_FOLDER
 from pefomed_ray.search.plain_trial import run_trial
 from pefomed_ray.search.space import check_search, preset_values, trial_config
-from pefomed_ray.search.study import TrialFunction, run_trials
+from pefomed_ray.search.study import TrialFunction, Unwatched, run_trials
 from pefomed_ray.search.trial import Suggestion
 from pefomed_ray.training.journal import EPOCHS_FILE, STEPS_FILE
 from pefomed_ray.training.trainer import train
@@ -182,7 +182,7 @@ def train_by_itself(suggestion: Suggestion, values: dict[str, Any], output: str)
 
 def run(search: SearchConfig, first: TrainConfig, trial: TrialFunction | None) -> None:
     """Until all trials have ended."""
-    run_trials(search, first, lambda *_: None, resume=False, trial=trial)
+    run_trials(search, first, Unwatched(), resume=False, trial=trial)
 
 
 STARTS: dict[str, Start] = {"ours": start_ours, "reused": start_reused, "trainer_per_trial": start_trainers}

@@ -134,7 +134,7 @@ def _search(folder: Path) -> SearchResult:
     values = preset_values(search, SPACE)
     set_key(values, "data.shards", str(folder / "shards"))
     lines = TrialLines(search.metric)
-    return run_search(search, values, lines, lines.rescoring)
+    return run_search(search, values, lines)
 
 
 def _train(folder: Path, found: SearchResult) -> TrainResult:

@@ -213,7 +213,7 @@ def search(
 
     table = shown_trials(checked.metric, first.training.epochs, checked.trials)
     with resumable(space, overrides or []), cluster(), table as shown:
-        result = run_search(checked, values, shown, shown.rescoring, resume=resume)
+        result = run_search(checked, values, shown, resume=resume)
     leaderboard(result.rows, checked.metric)
     say(result.why)
     finish(

@@ -53,6 +53,10 @@ class TrialLines:
             f"{self.metric} {percent(row[self.metric])} {describe(params)}"
         )
 
+    def failed(self, trial: str, params: dict[str, Any], reason: str) -> None:
+        """A trial came to no result."""
+        say(f"trial {trial} failed: {reason} ({describe(params)})")
+
 
 class TrialTable:
     """The trials that have reported, the best first, with the latest of each."""
@@ -65,12 +69,17 @@ class TrialTable:
         self._latest: dict[str, dict[str, Any]] = {}
         self._best: dict[str, float] = {}
         self._params: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, str] = {}
         self._rescoring: str | None = None
 
     def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
         self._latest[trial] = row
         self._params[trial] = params
         self._best[trial] = max(row[self.metric], self._best.get(trial, 0.0))
+
+    def failed(self, trial: str, params: dict[str, Any], reason: str) -> None:
+        """A trial came to no result."""
+        self._failed[trial] = f"{reason} ({describe(params)})"
 
     def rescoring(self, done: int, total: int) -> None:
         """How many answers of a trial that is re-scored are there."""
@@ -79,17 +88,19 @@ class TrialTable:
     def render(self) -> Table:
         """The table as it stands."""
         elapsed_s = int(time.monotonic() - self._began)
-        best = percent(max(self._best.values(), default=None))
+        ranked = sorted(self._latest.keys() - self._failed.keys(), key=lambda trial: (-self._best[trial], trial))
+        best = percent(self._best[ranked[0]] if ranked else None)
         grid = Table(
-            title=f"{len(self._latest)} of {self.of} trials, best {self.metric} {best}, "
+            title=f"{len(self._latest.keys() | self._failed.keys())} of {self.of} trials, best {self.metric} {best}, "
             f"{elapsed_s // 3600}:{elapsed_s // 60 % 60:02d}:{elapsed_s % 60:02d}",
             title_justify="left",
         )
         for column in ("trial", "state", "epoch", self.metric, "best", "parameters"):
             grid.add_column(column, justify="left" if column in ("trial", "state", "parameters") else "right")
-        ranked = sorted(self._latest, key=lambda trial: (-self._best[trial], trial))
         for trial in ranked[:MOST_ROWS]:
             grid.add_row(*self._cells(trial), style="bold" if trial == ranked[0] else None)
+        for trial, reason in self._failed.items():
+            grid.add_row(trial, "failed", "", "", "", reason, style="dim")
         others = f"and {len(ranked) - MOST_ROWS} others, none of them better" if len(ranked) > MOST_ROWS else None
         grid.caption = self._rescoring or others
         return grid
@@ -97,7 +108,7 @@ class TrialTable:
     def _cells(self, trial: str) -> Sequence[str]:
         row = self._latest[trial]
         epoch = row["training_iteration"]
-        # Tune says `done` with the report that it stops a trial at. One that fails says nothing: see the leaderboard.
+        # Tune says `done` with the report that it stops a trial at.
         state = "finished" if epoch >= self.epochs else "stopped" if row.get("done") else "running"
         values = (percent(row[self.metric]), percent(self._best[trial]))
         return trial, state, f"{epoch}/{self.epochs}", *values, describe(self._params[trial])

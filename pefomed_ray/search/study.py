@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from optuna.study import Study
@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pefomed_ray.config import SearchConfig, TrainConfig, save_config
 from pefomed_ray.errors import ConfigError, PefomedError
-from pefomed_ray.search.choice import Choice, OnProgress, choose, in_order, winning_bundle
+from pefomed_ray.search.choice import Choice, choose, in_order, winning_bundle
 from pefomed_ray.search.features import with_cached_features
 from pefomed_ray.search.host import CLIENT_CPUS, hosts_of
 from pefomed_ray.search.leaderboard import (
@@ -33,17 +33,39 @@ from pefomed_ray.search.packed_trial import run_packed_trial
 from pefomed_ray.search.plain_trial import run_trial
 from pefomed_ray.search.planner import plan_packs
 from pefomed_ray.search.report import write_report
-from pefomed_ray.search.searcher import StudySearch
+from pefomed_ray.search.searcher import LOST, StudySearch
 from pefomed_ray.search.space import check_search, output_dir, params_of, record_search, trial_config, why_not_packed
 from pefomed_ray.search.storage import ENDED, REASON, open_study, remaining, reported, trial_name
+from pefomed_ray.search.trial import failure
 from pefomed_ray.training.feed import DATA_WORKER_CPUS
 from pefomed_ray.training.outcome import raise_stop
 
-OnReport = Callable[[str, dict[str, Any], dict[str, Any]], None]
-"""Called with (trial id, its parameters, the epoch's row)."""
 TrialFunction = Callable[..., None]
 """Called in a process of its own with what is suggested, the preset's `values` and the folder of all trials, `output`;
 reports an epoch's row by `tune.report`, and again those up to where it goes on."""
+
+
+class Watch(Protocol):
+    """Whom a search tells how it goes."""
+
+    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
+        """A trial has reported an epoch."""
+
+    def failed(self, trial: str, params: dict[str, Any], reason: str) -> None:
+        """A trial came to no result."""
+
+    def rescoring(self, done: int, total: int) -> None:
+        """So many answers of a trial that is re-scored are there."""
+
+
+class Unwatched:
+    """Tells nobody."""
+
+    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None: ...
+
+    def failed(self, trial: str, params: dict[str, Any], reason: str) -> None: ...
+
+    def rescoring(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,12 +106,11 @@ class SearchResult:
 def run_search(
     search: SearchConfig,
     values: dict[str, Any],
-    on_report: OnReport = lambda trial, params, row: None,
-    on_rescoring: OnProgress = lambda done, total: None,
+    watch: Watch | None = None,
     *,
     resume: bool = False,
 ) -> SearchResult:
-    """Run all trials on the cluster Ray is connected to, and choose the winner; `on_rescoring` as `choose` calls it.
+    """Run all trials on the cluster Ray is connected to, and choose the winner.
 
     With `resume` the search in the output folder goes on: with those of its trials that had begun, from their newest
     checkpoints, then with the others; from the beginning where the folder is empty. A failed trial is marked with its
@@ -99,8 +120,9 @@ def run_search(
     first = check_search(search, values, resume=resume)
     output = output_dir(search)
     output.mkdir(parents=True, exist_ok=True)
+    watch = watch or Unwatched()
     with locked(output):
-        study = run_trials(search, first, on_report, resume=resume)
+        study = run_trials(search, first, watch, resume=resume)
         rows = ranked(trial_row(output, trial, search.metric) for trial in _ended(search, study))
         if not rows:
             raise PefomedError("no trial has ended an epoch yet; go on with --resume")
@@ -110,7 +132,7 @@ def run_search(
             raise_stop(output / TRIALS_FOLDER / rows[0].trial)
             raise PefomedError(f"all trials failed; the first: {rows[0].reason}")
         workers = concurrent_trials(search, first, _nodes())
-        choice = choose(search, rows, output, workers=workers, on_progress=on_rescoring)
+        choice = choose(search, rows, output, workers=workers, on_progress=watch.rescoring)
         return _with_a_winner(search, values, study, rows, choice)
 
 
@@ -133,7 +155,7 @@ def _with_a_winner(
 
 
 def run_trials(
-    search: SearchConfig, first: TrainConfig, on_report: OnReport, *, resume: bool, trial: TrialFunction | None = None
+    search: SearchConfig, first: TrainConfig, watch: Watch, *, resume: bool, trial: TrialFunction | None = None
 ) -> Study:
     """The study, once all its trials have ended or the search's plateau or time budget is reached.
 
@@ -145,7 +167,7 @@ def run_trials(
         # Tune refuses a trial that ends without a report, as one does that fails in its first epoch.
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         with nullcontext(by_themselves(search, first, trial)) if trial else _running(search, first) as running:
-            _tuner(search, running, study, on_report).fit()
+            _tuner(search, running, study, watch).fit()
     return study
 
 
@@ -192,18 +214,26 @@ def concurrent_trials(search: SearchConfig, config: TrainConfig, nodes: Sequence
 
 
 class _Reports(tune.Callback):
-    """Passes every report on to the caller."""
+    """Passes on every report of a trial, and why it failed."""
 
-    def __init__(self, on_report: OnReport) -> None:
-        self.on_report = on_report
+    def __init__(self, watch: Watch, trials: Path) -> None:
+        self.watch = watch
+        self.trials = trials
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.on_report(trial.config["trial"], trial.config["params"], result)
+        self.watch(**trial.config, row=result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if reason := failure(self.trials / trial.config["trial"]):
+            self.watch.failed(**trial.config, reason=reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watch.failed(**trial.config, reason=LOST)
 
 
-def _tuner(search: SearchConfig, running: Running, study: Study, on_report: OnReport) -> tune.Tuner:
+def _tuner(search: SearchConfig, running: Running, study: Study, watch: Watch) -> tune.Tuner:
     output, first = output_dir(search), running.first
     trainable = tune.with_parameters(
         running.trial, values=first.model_dump(mode="json"), output=str(output / TRIALS_FOLDER), **running.parameters
@@ -224,7 +254,7 @@ def _tuner(search: SearchConfig, running: Running, study: Study, on_report: OnRe
             name=f"tune-{len(list(output.glob('tune-*'))) + 1}",
             storage_path=str(output),
             verbose=0,
-            callbacks=[_Reports(on_report)],
+            callbacks=[_Reports(watch, output / TRIALS_FOLDER)],
             failure_config=tune.FailureConfig(max_failures=first.resources.max_failures),  # of lost processes alone
         ),
     )

@@ -42,13 +42,19 @@ def search(output: Path, **changes: Any) -> SearchConfig:
     return build_config(SearchConfig, found | changes, "test")
 
 
+class Seen(Unwatched):
+    """What a search told."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, int]] = []
+
+    def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
+        self.reports.append((trial, row["training_iteration"]))
+
+
 def test_a_search_ends_with_a_leaderboard_and_a_bundle_for_every_trial(phantom_shards: Path, tmp_path: Path) -> None:
-    reports: list[tuple[str, int]] = []
-    result = run_search(
-        search(tmp_path / "s"),
-        values(phantom_shards),
-        lambda trial, params, row: reports.append((trial, row["training_iteration"])),
-    )
+    seen = Seen()
+    result = run_search(search(tmp_path / "s"), values(phantom_shards), seen)
     board = json.loads(result.leaderboard.read_text())
     assert len(board["trials"]) == len(result.rows) == 3
     assert [row.trial for row in result.rows if row.rescored] == [result.best.trial]
@@ -58,7 +64,7 @@ def test_a_search_ends_with_a_leaderboard_and_a_bundle_for_every_trial(phantom_s
     assert {"lora.rank": 4, "optimizer.learning_rate": 1e-3} in [row.params for row in result.rows]  # the known point
     assert len({json.dumps(row.params) for row in result.rows}) == 3
     for row in result.rows:
-        assert sorted(n for trial, n in reports if trial == row.trial) == list(range(1, row.epochs + 1))
+        assert sorted(n for trial, n in seen.reports if trial == row.trial) == list(range(1, row.epochs + 1))
         verify_bundle(Path(row.bundle or ""))
     best = load_config(TrainConfig, result.best_config)
     assert best.lora.rank == result.best.params["lora.rank"]

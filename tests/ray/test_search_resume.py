@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from pefomed_ray.config import SearchConfig, TrainConfig, build_config
 from pefomed_ray.search.space import params_of
 from pefomed_ray.search.storage import ENDED, open_study
-from pefomed_ray.search.study import run_trials
+from pefomed_ray.search.study import Unwatched, Watch, run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -79,9 +79,21 @@ def stand_in(**befalls: Any) -> Any:
     return trial
 
 
-def run(config: SearchConfig, output: Path, *, resume: bool = False, **befalls: Any) -> list[optuna.trial.FrozenTrial]:
+class Failures(Unwatched):
+    """Those that a search tells of."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def failed(self, trial: str, params: dict[str, Any], reason: str) -> None:
+        self.reasons[trial] = reason
+
+
+def run(
+    config: SearchConfig, output: Path, watch: Watch | None = None, *, resume: bool = False, **befalls: Any
+) -> list[optuna.trial.FrozenTrial]:
     output.mkdir(exist_ok=True)
-    study = run_trials(config, first(output), lambda *_: None, resume=resume, trial=stand_in(**befalls))
+    study = run_trials(config, first(output), watch or Unwatched(), resume=resume, trial=stand_in(**befalls))
     return study.get_trials()
 
 
@@ -92,7 +104,9 @@ def best(config: SearchConfig, trials: list[optuna.trial.FrozenTrial]) -> dict[s
 def test_trials_end_in_the_study_as_what_they_were(tmp_path: Path) -> None:
     """One ends in each way; none of them keeps the others from ending."""
     befalls = {"diverges": ("0001", 2), "breaks": ("0002", 1), "is_lost": "0003", "is_lost_once": "0004"}
-    trials = run(search(tmp_path), tmp_path, **befalls)
+    watch = Failures()
+    trials = run(search(tmp_path), tmp_path, watch, **befalls)
+    assert watch.reasons == {f"{t.number:04d}": t.user_attrs["reason"] for t in trials if "reason" in t.user_attrs}
     found = [(trial.state.name, trial.user_attrs.get("reason")) for trial in trials]
     assert found[0] == found[4] == found[5] == ("COMPLETE", None)
     assert found[1] == ("FAIL", "DivergedError: step 3: the loss is nan")

@@ -44,6 +44,19 @@ def test_the_table_has_each_trials_latest_and_best() -> None:
     assert text.index("0002") < text.index("0000") < text.index("0001")  # the best first
 
 
+def test_a_trial_that_failed_is_never_the_best() -> None:
+    shown = TrialTable("exact_match", epochs=3, of=8)
+    shown("0000", {"lora.rank": 8}, report(1, 0.5))
+    shown("0001", {"lora.rank": 16}, report(1, 0.75))
+    assert "best exact_match 75.0" in text_of(shown.render())  # the control
+    shown.failed("0001", {"lora.rank": 16}, "DivergedError: step 3: the loss is nan")
+    shown.failed("0002", {"lora.rank": 32}, "its process was lost")
+    text = text_of(shown.render())
+    assert "3 of 8 trials, best exact_match 50.0" in text
+    assert "DivergedError: step 3: the loss is nan (rank=16)" in line_of(text, "0001")
+    assert "failed" in line_of(text, "0002")
+
+
 def test_a_table_of_many_trials_fits_a_screen() -> None:
     shown = TrialTable("exact_match", epochs=3, of=64)
     assert "0 of 64 trials, best exact_match -" in text_of(shown.render())
@@ -65,6 +78,8 @@ def test_without_a_terminal_there_is_a_line_an_epoch(monkeypatch: pytest.MonkeyP
     with shown_trials("exact_match", 3, 8) as on_report:
         on_report("0000", {"lora.rank": 8, "optimizer.learning_rate": 0.00123456}, report(1, 0.5))
         assert out.getvalue() == "trial 0000 epoch 1: exact_match 50.0 rank=8 learning_rate=0.00123\n"
+        on_report.failed("0001", {"lora.rank": 8}, "no memory")
+        assert out.getvalue().endswith("trial 0001 failed: no memory (rank=8)\n")
         on_report.rescoring(90, 90)
         assert "90/90 answers" in out.getvalue()
 
