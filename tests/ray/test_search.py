@@ -10,7 +10,7 @@ from pefomed_ray.artifacts.manifests import verify_bundle
 from pefomed_ray.config import SearchConfig, TrainConfig, build_config, load_config
 from pefomed_ray.errors import ConfigError, DivergedError
 from pefomed_ray.search.space import trial_config
-from pefomed_ray.search.study import concurrent_trials, run_search
+from pefomed_ray.search.study import Unwatched, concurrent_trials, run_search
 
 pytestmark = pytest.mark.ray
 
