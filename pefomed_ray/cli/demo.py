@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pefomed_ray.artifacts.registry import promote
 from pefomed_ray.artifacts.storage import check_output_is_free, local_path, read_json
 from pefomed_ray.cli.cluster import cluster
 from pefomed_ray.cli.console import say
@@ -23,7 +22,7 @@ from pefomed_ray.data.phantom import write_slake
 from pefomed_ray.data.shards import prepare
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.evaluation.evaluate import evaluate
-from pefomed_ray.evaluation.gate import require_passed
+from pefomed_ray.evaluation.gate import promote_through_gate
 from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.search.space import preset_values
 from pefomed_ray.search.study import SearchResult, run_search
@@ -84,8 +83,8 @@ def _on_cluster(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
             trained.bundle, folder / "shards", "test", folder / "evaluation", settings=settings, on_progress=on_progress
         )
     with _stage("promotion: gate, verification, alias"):
-        require_passed(Path(evaluated["metrics"]), trained.bundle)
-        entry = promote(folder / "registry", ALIAS, trained.bundle)
+        metrics_file = Path(evaluated["metrics"])
+        entry, _ = promote_through_gate(folder / "registry", ALIAS, trained.bundle, metrics_file)
         say(f"{ALIAS} -> {entry.digest[:16]}")
     registry = folder / "registry"
     with _stage("serving: Ray Serve behind an OpenAI-compatible endpoint"):

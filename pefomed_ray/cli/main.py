@@ -12,6 +12,7 @@ from pefomed_ray.cli.console import exits_with_code, finish, say
 from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
 from pefomed_ray.cli.estimate import estimate
+from pefomed_ray.cli.evaluation import evaluate, promote
 from pefomed_ray.cli.export import export
 
 app = typer.Typer(
@@ -233,49 +234,6 @@ def search(
 
 @app.command()
 @exits_with_code
-def evaluate(
-    bundle: str,
-    data: Annotated[str, typer.Option(help="Folder of shards.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    output: Annotated[str | None, typer.Option(help="Default: <bundle>/../evaluation-<split>.")] = None,
-    normalizer: Annotated[str, typer.Option(help="strict or pefomed.")] = "strict",
-    workers: Annotated[int, typer.Option(help="Generating processes.", min=1)] = 1,
-    use_gpu: Annotated[bool, typer.Option(help="One GPU a worker.")] = False,
-    rows: Annotated[int | None, typer.Option(help="Only the first rows of the split.", min=1)] = None,
-    feature_cache: Annotated[str | None, typer.Option(help="Folder of `data cache`: its features for images.")] = None,
-    json: Json = False,
-) -> None:
-    """Generate answers for a split, score them beside controls, write predictions, metrics.json and report.html."""
-    from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.cli.options import split_named
-    from pefomed_ray.evaluation.preflight import check_evaluation
-
-    folder = local_path(bundle)
-    target = local_path(output) if output else folder.parent / f"evaluation-{split_named(split)}"
-    cache = local_path(feature_cache) if feature_cache else None
-    check_evaluation(folder, local_path(data), split, target, normalizer, cache, use_gpu=use_gpu)
-    from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.progress import bar, metrics_table
-    from pefomed_ray.evaluation.evaluate import evaluate as run
-    from pefomed_ray.evaluation.predict import GenerationSettings
-
-    with cluster(), bar("answering", "answers") as on_progress:
-        result = run(
-            folder,
-            local_path(data),
-            split,
-            target,
-            settings=GenerationSettings(workers=workers, use_gpu=use_gpu, feature_cache=str(cache) if cache else None),
-            normalizer=normalizer,
-            rows_limit=rows,
-            on_progress=on_progress,
-        )
-    metrics_table(Path(result["metrics"]))
-    finish(result, as_json=json)
-
-
-@app.command()
-@exits_with_code
 def score(
     predictions: str,
     task: Annotated[str, typer.Option(help="vqa, report or caption.")] = "vqa",
@@ -288,31 +246,6 @@ def score(
     from pefomed_ray.evaluation.score import score_file
 
     finish(score_file(local_path(predictions), task_named(task), normalizer), as_json=json)
-
-
-@app.command()
-@exits_with_code
-def promote(
-    bundle: str,
-    alias: Annotated[str, typer.Option(help="Name the endpoint will know it by.")],
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="metrics.json of an evaluation of this bundle: promote only if it passes the gate."),
-    ] = None,
-    registry: Registry = DEFAULT_REGISTRY,
-    json: Json = False,
-) -> None:
-    """Verify a bundle, hold it against the gate, copy it into the registry and move the alias to it."""
-    from pefomed_ray.artifacts.registry import promote as move
-    from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.evaluation.gate import require_passed
-
-    folder = local_path(bundle)
-    if metrics is not None:
-        require_passed(local_path(metrics), folder)
-    entry = move(local_path(registry), alias, folder)
-    gate = "passed" if metrics is not None else "not asked: no --metrics given"
-    finish({"alias": alias, "gate": gate, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
 
 
 @app.command()
@@ -330,6 +263,8 @@ def rollback(
     finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
 
 
+app.command()(evaluate)
+app.command()(promote)
 app.command()(estimate)
 app.command()(export)
 

@@ -29,8 +29,9 @@ from pefomed_ray.evaluation.overlap import image_overlap_share, text_overlap
 from pefomed_ray.evaluation.predict import GenerationSettings, generate, predictions_of
 from pefomed_ray.evaluation.predictions import Prediction, read_predictions, write_predictions
 from pefomed_ray.evaluation.preflight import base_template, check_evaluation, is_bundle, is_finished, read_texts
+from pefomed_ray.evaluation.primary import row_scores
 from pefomed_ray.evaluation.remote import ask_endpoint, instruction
-from pefomed_ray.evaluation.report import choose_examples, render_report, row_scores
+from pefomed_ray.evaluation.report import choose_examples, render_report
 from pefomed_ray.evaluation.score import (
     score_by_question_type,
     score_rows,

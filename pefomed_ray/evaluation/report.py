@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import sha256_bytes
 from pefomed_ray.data.plan import open_index, read_rows
 from pefomed_ray.evaluation.flags import CONTROL_WORDS, flags
@@ -18,8 +17,6 @@ from pefomed_ray.evaluation.headline import headline
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.score import PRIMARY_METRIC
 from pefomed_ray.evaluation.verdicts import Verdicts
-from pefomed_ray.metrics.text import rouge_l
-from pefomed_ray.metrics.vqa import Normalizer, exact_match
 from pefomed_ray.rendering.images import decode_image
 
 EXAMPLES_A_GROUP = 6
@@ -79,11 +76,6 @@ class Examples:
     groups: dict[str, list[Example]]
     embedded: bool
     """Whether texts and pictures are on the page: the licence decides."""
-
-
-def row_scores(rows: Sequence[Prediction], task: Task, normalizer: Normalizer) -> list[float | None]:
-    """Each row's score by the task's first metric; None where unscored."""
-    return [_score(row, task, normalizer) for row in rows]
 
 
 def choose_examples(
@@ -175,14 +167,6 @@ def _kinds(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         *((f"About: {kind}", scores["exact_match"]) for kind, scores in metrics["by_question_type"].items()),
     ]
     return [(title, scores) for title, scores in kinds if scores["n"] + scores["unscored"] > 0]
-
-
-def _score(row: Prediction, task: Task, normalizer: Normalizer) -> float | None:
-    if row.prediction is None:
-        return None
-    if task == "vqa":
-        return exact_match(row.prediction, row.answer, normalizer)
-    return rouge_l(row.prediction, row.answer)
 
 
 def _score_text(value: float | None, metric: str = "") -> str:

@@ -21,7 +21,7 @@ from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.evaluation import evaluate as evaluate_module
 from pefomed_ray.evaluation.answers import Answered, Question
 from pefomed_ray.evaluation.evaluate import evaluate
-from pefomed_ray.evaluation.gate import gate
+from pefomed_ray.evaluation.gate import beats_controls
 from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.evaluation.predictions import read_predictions
 
@@ -103,7 +103,7 @@ def test_what_is_written(bundle: Path, make_shards: MakeShards, tmp_path: Path) 
     assert metrics["shards"] == load_shard_manifest(shards).digest
     assert metrics["bundle"] == load_bundle_manifest(bundle).digest == metrics["model"]["digest"]
     assert (metrics["split"], metrics["normalizer"], metrics["task"]) == ("test", "strict", "vqa")
-    assert gate(metrics) == []
+    assert beats_controls(metrics).passed
     assert [row.id for row in read_predictions(output / "predictions.jsonl")] == [f"test-{n}" for n in range(7)]
     first = json.loads((output / "predictions.jsonl").read_text().splitlines()[0])
     assert first["produced_by"]["licence"] == "open"
@@ -242,7 +242,7 @@ def test_without_a_training_split_the_text_baselines_are_unscored(
     answer = evaluate(bundle, make_shards(rows={"test": 5}), "test", tmp_path / "out")
     metrics = json.loads(Path(answer["metrics"]).read_text())
     assert metrics["controls"]["majority"]["exact_match"] == {"value": None, "n": 0, "unscored": 5, "ci95": None}
-    assert len(gate(metrics)) == 2
+    assert len(beats_controls(metrics).why) == 2
     assert "Not measured: always giving the most frequent training answer" in Path(answer["report"]).read_text()
 
 
