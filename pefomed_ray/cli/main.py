@@ -14,6 +14,7 @@ from pefomed_ray.cli.environment import set_defaults
 from pefomed_ray.cli.estimate import estimate
 from pefomed_ray.cli.evaluation import evaluate, promote
 from pefomed_ray.cli.export import export
+from pefomed_ray.cli.rate import rate
 
 app = typer.Typer(
     add_completion=False,
@@ -267,6 +268,7 @@ app.command()(evaluate)
 app.command()(promote)
 app.command()(estimate)
 app.command()(export)
+app.command()(rate)
 
 
 @app.command()

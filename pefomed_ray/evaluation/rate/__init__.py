@@ -1,0 +1,1 @@
+"""Human ratings: a local page on which people rate answers without knowing whose they are."""
