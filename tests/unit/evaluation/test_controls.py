@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pefomed_ray.errors import DataError
-from pefomed_ray.evaluation.controls import blank_image, noise_image, shuffled_rows, text_priors
+from pefomed_ray.evaluation.controls import blank_image, constant_text, noise_image, shuffled_rows, text_priors
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.score import score_rows
 from pefomed_ray.metrics.vqa import strict
@@ -118,3 +118,21 @@ def test_studies_that_share_an_image_do_not_swap() -> None:
 
 def test_without_another_image_there_is_no_control() -> None:
     assert shuffled_rows([("a",), ("a",)], seed=1) == [None, None]
+
+
+def test_the_most_frequent_text_is_the_constant_one() -> None:
+    found = constant_text(["Normal.", "Effusion.", " normal. ", "Effusion of the left side."])
+    assert found is not None
+    assert (found.text, found.how) == ("normal.", "the most frequent of 4 training texts, 2 times")
+    assert constant_text([" ", ""]) is None
+
+
+def test_where_all_texts_differ_the_one_nearest_to_the_rest() -> None:
+    """`a b c` shares two of three words with each other text, and those share one with each other."""
+    texts = ["a b x", "a y c", "z b c", "a b c", "u v w"]
+    for seed in range(3):
+        random.Random(seed).shuffle(texts)
+        found = constant_text(texts)
+        assert found is not None
+        assert found.text == "a b c"
+        assert found.how == "no training text comes twice; of 5 drawn, the one that shares most words with the others"
