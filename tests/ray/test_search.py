@@ -11,6 +11,7 @@ from pefomed_ray.config import SearchConfig, TrainConfig, build_config, load_con
 from pefomed_ray.errors import ConfigError, DivergedError
 from pefomed_ray.search.space import trial_config
 from pefomed_ray.search.study import Unwatched, concurrent_trials, run_search
+from tests.tiny_runs import weights
 
 pytestmark = pytest.mark.ray
 
@@ -84,6 +85,24 @@ def test_a_diverged_trial_is_marked_and_never_wins(phantom_shards: Path, tmp_pat
     assert result.best is states[8]
     with pytest.raises(DivergedError):
         run_search(search(tmp_path / "t", space={"lora.alpha": {"choice": [1e38]}}, points=[], trials=1), preset)
+
+
+@pytest.mark.long
+def test_a_winner_that_is_trained_again_comes_to_the_same_weights(phantom_shards: Path, tmp_path: Path) -> None:
+    """By the trainer, through Ray Train, from best.yaml alone; and once only."""
+    choice = {"rescore": 1, "retrain": True}
+    config = search(tmp_path / "s", packing="off", trials=2, scheduler="none", choice=choice)
+    result = run_search(config, values(phantom_shards))
+    assert result.bundle == tmp_path / "s/best/bundle"
+    verify_bundle(result.bundle)
+    last = "checkpoints/00000008"
+    again, trial = weights(tmp_path / "s/best" / last), weights(tmp_path / "s/trials" / result.best.trial / last)
+    other = weights(tmp_path / "s/trials" / result.rows[1].trial / last)
+    assert (again - trial).abs().max() < 1e-5
+    assert other.shape != trial.shape or (other - trial).abs().max() > 1e-5  # the control
+    changed = (result.bundle / "bundle.json").stat().st_mtime_ns
+    run_search(config, values(phantom_shards), resume=True)
+    assert (result.bundle / "bundle.json").stat().st_mtime_ns == changed
 
 
 def test_concurrency_follows_from_the_cluster(phantom_shards: Path, tmp_path: Path) -> None:
