@@ -50,7 +50,7 @@ def evaluate(
     from pefomed_ray.cli.options import split_named
     from pefomed_ray.errors import ConfigError
     from pefomed_ray.evaluation.endpoint import Endpoint, open_endpoint
-    from pefomed_ray.evaluation.preflight import check_evaluation, is_bundle, is_finished
+    from pefomed_ray.evaluation.preflight import check_evaluation, is_base, is_finished
 
     asked: str | Endpoint
     if endpoint is not None:
@@ -64,8 +64,8 @@ def evaluate(
     else:
         asked = model
     split_named(split)
-    if output is None and (isinstance(asked, Endpoint) or not is_bundle(asked)):
-        raise ConfigError("--output: name a folder; only for a bundle there is a default")
+    if output is None and (isinstance(asked, Endpoint) or is_base(asked)):
+        raise ConfigError("--output: name a folder; there is a default for a bundle only")
     target = local_path(output) if output else local_path(str(asked)).parent / f"evaluation-{split}"
     cache = local_path(feature_cache) if feature_cache else None
     check_evaluation(asked, local_path(data), split, target, normalizer, cache, use_gpu=use_gpu, resume=resume)

@@ -73,6 +73,11 @@ def is_bundle(model: str | Path) -> bool:
     return str(model) != EMBEDDED and (local_path(model) / BUNDLE_FILE).is_file()
 
 
+def is_base(model: str | Path) -> bool:
+    """Whether this is a base model without adapter."""
+    return str(model) == EMBEDDED or (not is_bundle(model) and (local_path(model) / "config.json").is_file())
+
+
 def is_finished(target: Path) -> bool:
     """Whether an evaluation stands in `target`."""
     return (target / "metrics.json").is_file()
@@ -99,9 +104,9 @@ def _check_output(target: Path, *, resume: bool) -> None:
 
 def _check_model(model: str | Path, shards: Path, split: str, feature_cache: Path | None, *, use_gpu: bool) -> None:
     folder = EMBEDDED_FOLDER if str(model) == EMBEDDED else local_path(model)
-    if str(model) != EMBEDDED and not is_bundle(model) and (folder / "config.json").is_file():
+    if is_base(model):
         base_folder(str(folder))
-    elif str(model) != EMBEDDED:
+    else:
         verify_bundle(folder)
         check_has_gpu(folder, use_gpu=use_gpu)
     if feature_cache is not None:

@@ -87,7 +87,7 @@ def card_metrics(bundle: Path, manifest: BundleManifest, metrics_file: Path | No
         return own
     try:
         metrics: dict[str, Any] = read_json(metrics_file)
-        measured = metrics["bundle"]
+        measured = metrics["bundle"] or "none at all"  # a base, or an endpoint
     except (OSError, ValueError, LookupError, TypeError):
         raise DataError(f"{str(metrics_file)!r} is not the metrics.json of an evaluation") from None
     if measured != manifest.digest:

@@ -1,8 +1,10 @@
 """Predictions through a real Ray Data pipeline: rows in their own order, and errors that stay ours."""
 
 import shutil
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +16,13 @@ from PIL import Image
 from pefomed_ray.artifacts.base import EMBEDDED
 from pefomed_ray.artifacts.manifests import ShardFile, ShardManifest, save_document
 from pefomed_ray.artifacts.records import RECORD_SCHEMA
-from pefomed_ray.artifacts.storage import sha256_bytes, sha256_file
+from pefomed_ray.artifacts.storage import read_json, sha256_bytes, sha256_file
 from pefomed_ray.errors import ConfigError
+from pefomed_ray.evaluation import evaluate as evaluate_module
+from pefomed_ray.evaluation.answers import Answered, Question
 from pefomed_ray.evaluation.controls import blank_image
-from pefomed_ray.evaluation.predict import GenerationSettings, predict
+from pefomed_ray.evaluation.evaluate import evaluate
+from pefomed_ray.evaluation.predict import GenerationSettings, generate, predict
 from pefomed_ray.model.base import open_base
 from pefomed_ray.model.generate import Prompt
 from pefomed_ray.model.load import open_generator
@@ -97,6 +102,34 @@ def test_equal_to_asking_one_by_one(model: Path, shards: Path) -> None:
     assert (
         sum(a.prediction != b.prediction for a, b in zip(found["image"], found["blank_image"], strict=True)) > ROWS // 2
     )
+
+
+def test_an_evaluation_killed_in_the_middle_asks_only_what_is_missing(
+    model: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base without adapter, killed after its first answers; the page is that of an evaluation that was not."""
+    asked: list[int] = []
+
+    def counted(questions: Sequence[Question], *words: Any, **named: Any) -> Iterator[Answered]:
+        asked.append(len(questions))
+        yield from generate(questions, *words, **named)
+
+    monkeypatch.setattr(evaluate_module, "generate", counted)
+    settings = GenerationSettings(batch_size=2, max_new_tokens=NEW_TOKENS)
+
+    def killed(done: int, total: int) -> None:
+        if done >= ROWS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, shards, "test", tmp_path / "out", settings=settings, on_progress=killed)
+    assert not (tmp_path / "out").exists()
+    resumed = evaluate(model, shards, "test", tmp_path / "out", settings=settings, resume=True)
+    whole = evaluate(model, shards, "test", tmp_path / "whole", settings=settings)
+    assert asked == [4 * ROWS, 3 * ROWS, 4 * ROWS]
+    for key in ("predictions", "metrics", "report"):
+        assert Path(resumed[key]).read_bytes() == Path(whole[key]).read_bytes()
+    assert read_json(Path(whole["metrics"]))["model"]["name"] == "random"
 
 
 def test_more_workers_than_the_cluster_holds_do_not_hang(model: Path, shards: Path) -> None:
