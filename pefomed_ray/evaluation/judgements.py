@@ -58,9 +58,7 @@ def read_judgements(path: Path) -> list[Judgement]:
                 judgement = _parse(line)
                 key = (judgement.id, judgement.repeat, judgement.judge)
                 if key in seen:
-                    raise DataError(
-                        f"the same judge judges the same answer, in the same repeat, as in line {seen[key]}"
-                    )
+                    raise DataError(f"a verdict of the same judge, id and repeat stands in line {seen[key]}")
             except DataError as error:
                 raise DataError(f"judgements {str(path)!r}, line {number}: {error}") from None
             seen[key] = number

@@ -61,5 +61,5 @@ def test_a_repeated_row_an_empty_file_and_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         read_judgements(path)
     path.write_text("\n".join([json.dumps(row())] * 2))
-    with pytest.raises(DataError, match="line 2.*line 1"):
+    with pytest.raises(DataError, match=r"line 2.*line 1"):
         read_judgements(path)
