@@ -74,6 +74,9 @@ def ask_endpoint(
                 failed.append(question)
             else:
                 yield answer
+        if failed and not asker.has_answered:
+            raise asker.gives_up()
+        asker.patient = True
         yield from (answer for _, answer in _concurrently(asker.ask, failed, endpoint.concurrency))
 
 
@@ -92,7 +95,10 @@ class _Asker:
         self.parameters: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
         self.passing: set[str] = set()
         """Reasons that may be gone at the next try."""
-        self.in_a_row = 0
+        self.has_answered = False
+        self.patient = False
+        """Failures no longer end it: others were answered, so it is these questions."""
+        self.in_a_row, self.last_reason = 0, ""
 
     def ask(self, question: Question) -> Answered:
         """Raises what `ask_endpoint` raises."""
@@ -116,7 +122,7 @@ class _Asker:
         answer = _read(question, completion)
         if answer.unscored == "no_completion":
             return self._failed(question, "no_completion")
-        self.in_a_row = 0
+        self.in_a_row, self.has_answered = 0, True
         return answer
 
     def _complete(self, messages: list[dict[str, Any]]) -> Any:
@@ -147,7 +153,9 @@ class _Asker:
         if code == "content_filter":
             return Answered(question.given, question.row, None, "content_filter")
         if status in (400, 413, 415, 422):
-            self._count(f"it answered {status}")
+            # Ten questions about one picture that is too large are no reason to stop; a model without eyes is.
+            if not self.has_answered:
+                self._count(f"status_{status}")
             return Answered(question.given, question.row, None, f"status_{status}")
         return self._failed(question, f"status_{status}")
 
@@ -157,12 +165,16 @@ class _Asker:
         return Answered(question.given, question.row, None, reason)
 
     def _count(self, reason: str) -> None:
-        self.in_a_row += 1
-        if self.in_a_row >= GIVE_UP_AFTER:
-            raise PefomedError(
-                f"{self.endpoint.url} gave no answer to {self.in_a_row} questions in a row, the last time: {reason}; "
-                "the answers there are have been kept, --resume goes on"
-            )
+        self.in_a_row, self.last_reason = self.in_a_row + 1, reason
+        if self.in_a_row >= GIVE_UP_AFTER and not self.patient:
+            raise self.gives_up()
+
+    def gives_up(self) -> PefomedError:
+        """What is raised where nothing more is to be had."""
+        return PefomedError(
+            f"{self.endpoint.url} gave no answer to {self.in_a_row} questions in a row, the last time: "
+            f"{self.last_reason}; the answers there are have been kept, --resume goes on"
+        )
 
 
 def data_url(image: bytes) -> str:

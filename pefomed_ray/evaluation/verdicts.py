@@ -9,11 +9,11 @@ from typing import Any
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.errors import ConfigError, DataError
+from pefomed_ray.evaluation.judgements import BEST_SCORE, read_judgements
 
 METRICS_FILE = "metrics.json"
 JUDGEMENTS_FILE = "judgements.jsonl"
 METRIC_NAMES = ("judge_accuracy", "judge_was")
-BEST_SCORE: dict[Task, float] = {"vqa": 1.0, "caption": 4.0, "report": 4.0}
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ def read_verdicts(folder: Path, task: Task) -> Verdicts:
         flags = tuple(str(flag) for flag in said["flags"])
     except (ValueError, LookupError, TypeError):
         raise DataError(f"{str(folder / METRICS_FILE)!r} is not the metrics.json of a judge") from None
-    from pefomed_ray.evaluation.judgements import read_judgements
-
     judgements = read_judgements(folder / JUDGEMENTS_FILE)
     scores: dict[str, list[float]] = defaultdict(list)
     for judgement in judgements:

@@ -228,6 +228,26 @@ def test_nobody_there(make_shards: MakeShards, tmp_path: Path, monkeypatch: pyte
         evaluate(nobody, make_shards(rows={"train": 4, "test": 60}), "test", tmp_path / "out")
 
 
+@pytest.mark.parametrize(("status", "reason"), [(500, "status_500"), (413, "status_413")])
+def test_many_questions_that_cannot_be_answered_do_not_end_it(
+    server: Server, make_shards: MakeShards, tmp_path: Path, status: int, reason: str
+) -> None:
+    """Every second one, more than would be borne in a row: first among others, then all together at the end."""
+    server.answer = lambda body, before: failed(status) if "What is" in json.dumps(body) else said("red")
+    metrics = asks(server, make_shards(rows={"train": 4, "test": 24}), tmp_path / "out")
+    assert metrics["answered"]["unscored"] == {"image": {reason: 12}}
+
+
+@pytest.mark.parametrize("status", [500, 413])
+def test_where_nothing_was_ever_answered_nothing_is_published(
+    server: Server, make_shards: MakeShards, tmp_path: Path, status: int
+) -> None:
+    server.answer = lambda body, before: failed(status)
+    with pytest.raises(PefomedError, match=f"in a row, the last time: status_{status}"):
+        asks(server, make_shards(rows={"train": 4, "test": 3 if status == 500 else 12}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_name_is_the_configuration(
     server: Server, make_shards: MakeShards, tmp_path: Path, status: int
