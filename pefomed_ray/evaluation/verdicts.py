@@ -37,7 +37,8 @@ class Verdicts:
 def read_verdicts(folder: Path, task: Task) -> Verdicts:
     """What `pefomed-ray judge` wrote to `folder`.
 
-    Raises ConfigError where there is no such folder, DataError where it does not hold what `judge` writes.
+    Raises ConfigError where there is no such folder, DataError where it does not hold what `judge` writes, or is
+    about another task.
     """
     if not (folder / METRICS_FILE).is_file() or not (folder / JUDGEMENTS_FILE).is_file():
         raise ConfigError(
@@ -51,6 +52,8 @@ def read_verdicts(folder: Path, task: Task) -> Verdicts:
     except (ValueError, LookupError, TypeError):
         raise DataError(f"{str(folder / METRICS_FILE)!r} is not the metrics.json of a judge") from None
     judgements = read_judgements(folder / JUDGEMENTS_FILE)
+    if any(judgement.task != task for judgement in judgements):
+        raise DataError(f"{str(folder)!r} is about another task than {task}; judge these predictions")
     scores: dict[str, list[float]] = defaultdict(list)
     for judgement in judgements:
         if judgement.score is not None:

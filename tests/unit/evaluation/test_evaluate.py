@@ -15,13 +15,14 @@ from pefomed_ray.artifacts.manifests import (
     load_shard_manifest,
     save_document,
 )
-from pefomed_ray.artifacts.storage import sha256_file
+from pefomed_ray.artifacts.storage import read_json, sha256_file, write_json
 from pefomed_ray.data.plan import RowIndex, read_rows
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.evaluation import evaluate as evaluate_module
 from pefomed_ray.evaluation.answers import Answered, Question
 from pefomed_ray.evaluation.evaluate import evaluate
 from pefomed_ray.evaluation.gate import beats_controls
+from pefomed_ray.evaluation.judgements import Judgement, write_judgements
 from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.evaluation.predictions import read_predictions
 
@@ -183,6 +184,29 @@ def test_resuming_a_complete_evaluation_asks_nothing_and_writes_the_page_again(
     (output / "predictions.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(DataError, match="does not hold the rows"):
         evaluate(bundle, shards, "test", output, resume=True)
+
+
+def test_a_judges_numbers_come_onto_the_page_afterwards(
+    bundle: Path, make_shards: MakeShards, tmp_path: Path, stand_in: SeesColours
+) -> None:
+    shards, output, judge = make_shards(), tmp_path / "out", tmp_path / "judge"
+    evaluate(bundle, shards, "test", output)
+    stand_in.asked.clear()
+    judge.mkdir()
+    verdicts = [Judgement(f"test-{n}", 0, float(n != 3), None, "judge-1", "vqa") for n in range(7)]
+    write_judgements(judge / "judgements.jsonl", verdicts)
+    accuracy = {"value": 6 / 7, "n": 7, "unscored": 0, "ci95": [0.5, 1.0]}
+    write_json(judge / "metrics.json", {"judge_accuracy": accuracy, "flags": ["a canary got 1"]})
+    answer = evaluate(bundle, shards, "test", output, resume=True, judge=judge)
+    assert stand_in.asked == []
+    assert answer["values"]["judge_accuracy"] == 6 / 7
+    metrics = read_json(output / "metrics.json")
+    assert metrics["judge"] == {"judge": "judge-1", "flagged": True, "flags": ["a canary got 1"]}
+    page = (output / "report.html").read_text()
+    disputed = page[page.index("Most disputed") :]
+    assert disputed.count('class="example"') == 1
+    assert "test-3" in disputed
+    assert "The judge judge-1 is flagged: a canary got 1" in page
 
 
 def test_a_base_without_adapter(make_shards: MakeShards, tmp_path: Path) -> None:
