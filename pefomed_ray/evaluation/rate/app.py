@@ -19,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pefomed_ray.errors import PefomedError
 from pefomed_ray.evaluation.rate.items import Item, Items, order_of
+from pefomed_ray.evaluation.rate.pictures import for_browser
 from pefomed_ray.evaluation.rate.scale import scale_of
 from pefomed_ray.evaluation.rate.store import MAX_COMMENT, MAX_NAME, Said, Store
 
@@ -33,7 +34,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 NO_TOKEN = "Open the address that `pefomed-ray rate` printed when it was started; it ends in ?token=...\n"
-PNG_MAGIC = b"\x89PNG"
 
 Next = Callable[[Request], Awaitable[Response]]
 
@@ -116,8 +116,8 @@ def create_app(items: Items, store: Store, seed: int, token: str, port: int) -> 
     def image(key: str, number: int) -> Response:
         if not 0 <= number < known(key).images:
             raise HTTPException(404, "no such image")
-        data = items.image(key, number)
-        return Response(data, media_type="image/png" if data.startswith(PNG_MAGIC) else "image/jpeg")
+        data, media_type = for_browser(items.image(key, number))
+        return Response(data, media_type=media_type)
 
     @app.put("/api/items/{key}/rating")
     def say(key: str, change: Change) -> dict[str, Any]:

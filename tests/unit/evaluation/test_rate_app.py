@@ -1,21 +1,30 @@
 """What the page may ask, who may ask it, and what it is never told."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
+from pefomed_ray.errors import DataError
 from pefomed_ray.evaluation.predictions import Prediction, write_predictions
 from pefomed_ray.evaluation.rate.app import create_app
 from pefomed_ray.evaluation.rate.items import Items, open_items
+from pefomed_ray.evaluation.rate.pictures import for_browser
 from pefomed_ray.evaluation.rate.store import Said, Store
 
 TOKEN = "the-token"
 PORT = 4711
 URL = f"http://127.0.0.1:{PORT}"
+
+
+def pixels(data: bytes) -> bytes:
+    return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
 @pytest.fixture
@@ -114,9 +123,22 @@ def test_an_item_has_texts_and_pictures(client: TestClient, items: Items) -> Non
         }
         picture = client.get(found["images"][0])
         assert picture.headers["content-type"] == "image/png"
-        assert picture.content == items.image(key, 0)
+        assert pixels(picture.content) == pixels(items.image(key, 0))
     for path in ("/api/items/nothing", f"/api/items/{key}/images/1", f"/api/items/{key}/images/-1"):
         assert client.get(path).status_code == 404, path
+
+
+def test_pictures_are_shown_as_the_model_is_given_them() -> None:
+    levels_HW = np.arange(0, 4096, dtype=np.uint16).reshape(64, 64)  # 12 bits in 16: black in a browser
+    file = io.BytesIO()
+    Image.fromarray(levels_HW).save(file, format="PNG")
+    data, media_type = for_browser(file.getvalue())
+    assert (media_type, pixels(data)[:1], pixels(data)[-1:]) == ("image/png", b"\0", b"\xff")
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(file, format="JPEG")
+    assert for_browser(file.getvalue()) == (file.getvalue(), "image/jpeg")
+    with pytest.raises(DataError, match="does not decode"):
+        for_browser(data[:-40])
 
 
 def test_what_is_said_is_in_the_store_and_in_the_next_plan(client: TestClient, store: Store) -> None:

@@ -281,7 +281,7 @@ const ZOOM_KEYS = {
 const KEYS = {
   "s": () => inTurn(skip),
   "u": () => inTurn(undo),
-  "c": () => byId("comment").focus(),
+  "c": () => inTurn(() => byId("comment").focus()),
   "z": () => { if (!byId("item").hidden) openZoom(0); },
   "?": () => byId("help").showModal(),
   "ArrowLeft": () => inTurn(() => move(-1)),
@@ -336,6 +336,7 @@ async function begin(name) {
   const plan = await ask(`/api/plan?rater=${encodeURIComponent(name)}`);
   Object.assign(state, { rater: plan.rater, scale: plan.scale, order: plan.order, said: plan.said });
   sessionStorage.setItem("rater", plan.rater);
+  byId("rater").hidden = false;
   byId("rater").textContent = plan.rater;
   byId("rater").setAttribute("aria-label", `Rating as ${plan.rater}; change`);
   showScale();
@@ -361,7 +362,7 @@ function showScale() {
 }
 
 byId("rater").addEventListener("click", () => inTurn(askName));
-byId("name-dialog").addEventListener("cancel", (event) => { if (!state.rater) event.preventDefault(); });
+byId("name-dialog").addEventListener("close", () => { if (!state.rater) inTurn(askName); });
 byId("name-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   byId("name-trouble").textContent = "";
