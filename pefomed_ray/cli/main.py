@@ -14,6 +14,7 @@ from pefomed_ray.cli.environment import set_defaults
 from pefomed_ray.cli.estimate import estimate
 from pefomed_ray.cli.evaluation import evaluate, promote
 from pefomed_ray.cli.export import export
+from pefomed_ray.cli.judge import judge
 from pefomed_ray.cli.rate import rate
 
 app = typer.Typer(
@@ -268,6 +269,7 @@ app.command()(evaluate)
 app.command()(promote)
 app.command()(estimate)
 app.command()(export)
+app.command()(judge)
 app.command()(rate)
 
 

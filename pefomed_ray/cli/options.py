@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pefomed_ray.artifacts.records import SPLITS, TASKS, Task
 from pefomed_ray.config import ServeConfig, build_config
 from pefomed_ray.config.load import parse_words
-from pefomed_ray.config.schema import FeatureCacheConfig
+from pefomed_ray.config.schema import FeatureCacheConfig, JudgeConfig
 from pefomed_ray.data.options import DataOptions
 from pefomed_ray.errors import ConfigError
 
@@ -32,6 +32,11 @@ def serve_config(words: Sequence[str]) -> ServeConfig:
 def feature_cache_config(words: Sequence[str]) -> FeatureCacheConfig:
     """`base=embedded template=short ...`. Raises ConfigError as any config does."""
     return build_config(FeatureCacheConfig, parse_words(words), "data cache")
+
+
+def judge_config(words: Sequence[str] | None) -> JudgeConfig:
+    """`model=NAME base_url=URL ...`. Raises ConfigError as any config does."""
+    return build_config(JudgeConfig, parse_words(words or []), "judge")
 
 
 def split_named(name: str) -> str:

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import openai
 
+from pefomed_ray.config.address import is_loopback
 from pefomed_ray.errors import ConfigError, DataError, PefomedError
-from pefomed_ray.serving.address import is_loopback
 
 MAX_RETRIES = 2
 

@@ -8,8 +8,8 @@ from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.precision import check_has_gpu
 from pefomed_ray.artifacts.registry import resolve
 from pefomed_ray.config import ServeConfig
+from pefomed_ray.config.address import is_loopback
 from pefomed_ray.errors import ConfigError, RefusedError
-from pefomed_ray.serving.address import is_loopback
 
 
 def check(config: ServeConfig, registry: Path, alias: str) -> None:
