@@ -16,6 +16,7 @@ from pefomed_ray.cli.evaluation import evaluate, promote
 from pefomed_ray.cli.export import export
 from pefomed_ray.cli.judge import judge
 from pefomed_ray.cli.rate import rate
+from pefomed_ray.cli.score import score
 
 app = typer.Typer(
     add_completion=False,
@@ -236,22 +237,6 @@ def search(
 
 @app.command()
 @exits_with_code
-def score(
-    predictions: str,
-    task: Annotated[str, typer.Option(help="vqa, report or caption.")] = "vqa",
-    normalizer: Annotated[str, typer.Option(help="strict or pefomed.")] = "strict",
-    json: Json = False,
-) -> None:
-    """Score predictions made anywhere: JSONL rows of id, question, answer, prediction, answer_type, ..."""
-    from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.cli.options import task_named
-    from pefomed_ray.evaluation.score import score_file
-
-    finish(score_file(local_path(predictions), task_named(task), normalizer), as_json=json)
-
-
-@app.command()
-@exits_with_code
 def rollback(
     alias: Annotated[str, typer.Option(help="Alias to move back.")],
     registry: Registry = DEFAULT_REGISTRY,
@@ -266,6 +251,7 @@ def rollback(
 
 
 app.command()(evaluate)
+app.command()(score)
 app.command()(promote)
 app.command()(estimate)
 app.command()(export)

@@ -25,6 +25,18 @@ class Prediction:
     source: str | None = None
     group: str | None = None
     """What the interval is clustered by; rows without one are independent."""
+    references: tuple[str, ...] = ()
+    """Right answers or reference texts where there are several; `answer` may be one of them."""
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """Every text that the prediction is held against: `references`, with `answer` first where it is not in them."""
+        return self.references if self.answer in self.references else (self.answer, *self.references)
+
+    @property
+    def cluster(self) -> str:
+        """What the interval is clustered by."""
+        return f"row {self.id}" if self.group is None else f"group {self.group}"
 
 
 def write_predictions(path: Path, rows: Iterable[Prediction], produced_by: dict[str, Any]) -> None:
@@ -36,6 +48,8 @@ def write_predictions(path: Path, rows: Iterable[Prediction], produced_by: dict[
 
 def read_predictions(path: Path) -> list[Prediction]:
     """The rows of a JSONL file; `id` and `answer` must be there, other keys than ours are ignored.
+
+    Where there are `references` (a list of texts) and no `answer`, the first of them is the answer.
 
     A `prediction` that is missing, null or not a string becomes None. Raises ConfigError where there is no such file,
     DataError naming file and line, never the text, for a line that is no JSON object, lacks a key or repeats an id,
@@ -75,16 +89,27 @@ def _parse(line: bytes) -> Prediction:
         if answer_type not in ANSWER_TYPES:
             raise DataError(f"answer_type is none of {', '.join(ANSWER_TYPES)} and null")
     prediction = value.get("prediction")
+    references = _texts(value, "references")
     return Prediction(
         id=_required_text(value, "id"),
         question=_text(value, "question", default="") or "",
-        answer=_required_text(value, "answer"),
+        answer=references[0] if references and value.get("answer") is None else _required_text(value, "answer"),
         prediction=prediction if isinstance(prediction, str) else None,
         answer_type=answer_type,
         question_type=_text(value, "question_type", default=None),
         source=_text(value, "source", default=None),
         group=_text(value, "group", default=None),
+        references=references,
     )
+
+
+def _texts(value: dict[str, Any], key: str) -> tuple[str, ...]:
+    found = value.get(key)
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise DataError(f"key {key!r} is not a list of texts")
+    return tuple(found)
 
 
 def _required_text(value: dict[str, Any], key: str) -> str:

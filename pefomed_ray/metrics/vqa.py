@@ -1,4 +1,4 @@
-"""Exact match and token F1 of short answers, under a normaliser that is chosen by name.
+"""Exact match, token F1 and token recall of short answers, under a normaliser that is chosen by name.
 
 A normaliser decides which answers count as equal, so it belongs to the number: name it wherever the number is written.
 """
@@ -103,9 +103,25 @@ def token_f1(prediction: str, reference: str, normalizer: Normalizer = strict) -
 
     Where one side has no words: 1.0 if the other has none either, else 0.0.
     """
-    predicted = normalizer(prediction).replace(",", " ").split()
-    expected = normalizer(reference).replace(",", " ").split()
+    predicted, expected = _words(prediction, normalizer), _words(reference, normalizer)
     if not predicted or not expected:
         return float(predicted == expected)
     shared = (Counter(predicted) & Counter(expected)).total()
     return 2 * shared / (len(predicted) + len(expected))
+
+
+def token_recall(prediction: str, reference: str, normalizer: Normalizer = strict) -> float:
+    """Share of the reference's words that the prediction has, in [0, 1]: what LLaVA-Med reports of open answers.
+
+    Its arithmetic (github.com/microsoft/LLaVA-Med, `calculate_f1score` of llava/eval/eval_metrics), oddity included: a
+    word that both have counts as often as the prediction says it, so that saying it again raises the recall of what is
+    missing. Its normaliser is `pefomed` but for `x ray`. 0.0 where either side has no words.
+    """
+    predicted, expected = Counter(_words(prediction, normalizer)), Counter(_words(reference, normalizer))
+    found = sum(count for word, count in predicted.items() if word in expected)
+    missing = sum(count for word, count in expected.items() if word not in predicted)
+    return found / (found + missing) if found else 0.0
+
+
+def _words(text: str, normalizer: Normalizer) -> list[str]:
+    return normalizer(text).replace(",", " ").split()

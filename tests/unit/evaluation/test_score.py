@@ -9,6 +9,7 @@ from pefomed_ray.evaluation.predictions import Prediction, write_predictions
 from pefomed_ray.evaluation.score import score_by_question_type, score_file, score_rows, unique_output_ratio
 from pefomed_ray.metrics.vqa import pefomed, strict
 
+NAMES = ["exact_match", "exact_match_open", "exact_match_closed", "token_f1", "token_recall", "rougeL"]
 ROWS = [
     Prediction("1", "Is it?", "yes", "Yes.", "closed", "PRES", "s", "a"),
     Prediction("2", "Is it?", "no", "yes", "closed", "PRES", "s", "a"),
@@ -20,12 +21,13 @@ ROWS = [
 
 def test_vqa_by_hand() -> None:
     scores = score_rows(ROWS, "vqa", strict)
-    assert list(scores) == ["exact_match", "exact_match_open", "exact_match_closed", "token_f1", "rougeL"]
+    assert list(scores) == NAMES
     assert {name: (s["value"], s["n"], s["unscored"]) for name, s in scores.items()} == {
         "exact_match": (0.5, 4, 1),
         "exact_match_open": (0.5, 2, 1),
         "exact_match_closed": (0.5, 2, 0),
         "token_f1": (pytest.approx((1 + 0 + 1 + 2 / 3) / 4), 4, 1),
+        "token_recall": (pytest.approx((1 + 1 / 2) / 2), 2, 1),
         "rougeL": (pytest.approx((1 + 0 + 1 + 2 / 3) / 4), 4, 1),
     }
     assert scores["exact_match_closed"]["ci95"] is None  # one group only
