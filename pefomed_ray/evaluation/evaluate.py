@@ -34,7 +34,7 @@ from pefomed_ray.evaluation.remote import ask_endpoint, instruction
 from pefomed_ray.evaluation.report import choose_examples, render_report
 from pefomed_ray.evaluation.score import (
     score_by_question_type,
-    score_rows,
+    score_rows_fully,
     unique_output_ratio,
 )
 from pefomed_ray.evaluation.verdicts import read_verdicts
@@ -43,6 +43,7 @@ from pefomed_ray.metrics.vqa import Normalizer, normalizer_named
 from pefomed_ray.rendering.templates import template_named
 
 TRAINING_SPLIT = "train"
+PREDICTIONS_FILE = "predictions.jsonl"
 Rows = dict[str, list[Prediction]]
 """What the model was shown, or the baseline's name -> a row for each of the split's."""
 
@@ -76,9 +77,10 @@ def evaluate(
     Answers `{"predictions": path, "metrics": path, "report": path, "values": {metric name: value}}`; the controls'
     predictions lie under `output_dir/controls`. Answers are kept beside `output_dir` as they come: with `resume` only
     what is missing is asked, and nothing where the evaluation is complete; it is scored and its report written again.
-    `judge` is the folder that `judge` wrote about these predictions. Ray must have been started unless the model is
-    an endpoint or nothing is missing. `on_progress(done, total)` counts answers. Raises what `check_evaluation`,
-    `keeping_answers`, `generate`, `ask_endpoint` and `read_verdicts` raise; `output_dir` is not touched then.
+    `judge` is the folder that `judge` wrote about the predictions of a complete evaluation. Ray must have been started
+    unless the model is an endpoint or nothing is missing. `on_progress(done, total)` counts answers. Raises what
+    `check_evaluation`, `keeping_answers`, `generate`, `ask_endpoint` and `read_verdicts` raise; `output_dir` is not
+    touched then.
     """
     settings = settings or GenerationSettings()
     shards_dir, target = local_path(shards), local_path(output_dir)
@@ -86,7 +88,7 @@ def evaluate(
     task = check_evaluation(
         model, shards_dir, split, target, normalizer, cache, use_gpu=settings.use_gpu, resume=resume
     )
-    verdicts = read_verdicts(local_path(judge), task) if judge else None
+    verdicts = read_verdicts(local_path(judge), target / PREDICTIONS_FILE, task) if judge else None
     manifest = load_shard_manifest(shards_dir)
     training = read_texts(shards_dir, TRAINING_SPLIT) if manifest.rows.get(TRAINING_SPLIT) else []
     texts = Texts(read_texts(shards_dir, split, rows_limit), training)
@@ -116,9 +118,9 @@ def evaluate(
     normalize = normalizer_named(normalizer)
     metrics: dict[str, Any] = {
         "schema_version": 1,
-        **score_rows(rows["image"], task, normalize),
+        **score_rows_fully(rows["image"], task, normalize),
         **(verdicts.metrics if verdicts else {}),
-        "controls": {name: score_rows(own, task, normalize) for name, own in rows.items() if name != "image"},
+        "controls": {name: score_rows_fully(own, task, normalize) for name, own in rows.items() if name != "image"},
         "against_controls": _against_controls(rows, task, normalize),
         "unique_output_ratio": unique_output_ratio(rows["image"], normalize),
         "unique_reference_ratio": unique_output_ratio(_references(rows["image"]), normalize),
@@ -146,7 +148,7 @@ def evaluate(
     else:
         _publish(target, rows, metrics, page)
         shutil.rmtree(answers_folder(target))
-    files = {"predictions": "predictions.jsonl", "metrics": "metrics.json", "report": "report.html"}
+    files = {"predictions": PREDICTIONS_FILE, "metrics": "metrics.json", "report": "report.html"}
     return {key: str(target / name) for key, name in files.items()} | {"values": metric_values(metrics)}
 
 
@@ -218,7 +220,7 @@ def _answered(answers: Mapping[Key, Answered]) -> dict[str, Any]:
 
 def _read_back(target: Path, texts: Texts, given: Sequence[str]) -> Rows:
     """The predictions of a complete evaluation. Raises DataError where they are not about these rows."""
-    files = {name: target / "controls" / f"{name}.jsonl" for name in given} | {"image": target / "predictions.jsonl"}
+    files = {name: target / "controls" / f"{name}.jsonl" for name in given} | {"image": target / PREDICTIONS_FILE}
     rows = {name: read_predictions(files[name]) for name in given}
     for name, found in rows.items():
         if [row.id for row in found] != [row["id"] for row in texts.rows]:
@@ -246,7 +248,7 @@ def _text_baselines(rows: Sequence[Prediction], texts: Texts, constant: Constant
 def _against_controls(rows: Rows, task: Task, normalize: Normalizer) -> dict[str, Any]:
     """Control -> how far the model is ahead of it in the task's first metric, on the rows where both have a score."""
     scores = {name: row_scores(own, task, normalize) for name, own in rows.items()}
-    clusters = [f"row {row.id}" if row.group is None else f"group {row.group}" for row in rows["image"]]
+    clusters = [row.cluster for row in rows["image"]]
     found: dict[str, Any] = {}
     # For captions and reports these two say what the constant text says.
     left_out = {"image"} if task == "vqa" else {"image", "majority", "question_prior"}
@@ -297,7 +299,7 @@ def _generation(model: str | Path | Endpoint, settings: GenerationSettings) -> d
 def _publish(target: Path, rows: Rows, metrics: dict[str, Any], page: str) -> None:
     produced_by = {key: metrics[key] for key in ("bundle", "model", "shards", "split", "licence")}
     with publishing(target) as folder:
-        write_predictions(folder / "predictions.jsonl", rows["image"], {**produced_by, "given": "image"})
+        write_predictions(folder / PREDICTIONS_FILE, rows["image"], {**produced_by, "given": "image"})
         (folder / "controls").mkdir()
         for name in metrics["controls"]:
             write_predictions(folder / "controls" / f"{name}.jsonl", rows[name], {**produced_by, "given": name})

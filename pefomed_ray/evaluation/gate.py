@@ -216,9 +216,8 @@ def _evaluation(metrics: dict[str, Any], metrics_file: Path) -> Evaluation:
 
 def _clusters(rows: Sequence[Prediction]) -> tuple[int, ...]:
     """Numbers in place of names: a group may be called after a patient."""
-    number: dict[tuple[str, str], int] = {}
-    names = [("row", row.id) if row.group is None else ("group", row.group) for row in rows]
-    return tuple(number.setdefault(name, len(number)) for name in names)
+    number: dict[str, int] = {}
+    return tuple(number.setdefault(row.cluster, len(number)) for row in rows)
 
 
 def _value(scores: dict[str, Any], metric: str) -> float | None:

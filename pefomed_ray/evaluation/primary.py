@@ -17,5 +17,5 @@ def _score(row: Prediction, task: Task, normalizer: Normalizer) -> float | None:
     if row.prediction is None:
         return None
     if task == "vqa":
-        return exact_match(row.prediction, row.answer, normalizer)
-    return rouge_l(row.prediction, row.answer)
+        return max(exact_match(row.prediction, text, normalizer) for text in row.right)
+    return max(rouge_l(row.prediction, text) for text in row.right)

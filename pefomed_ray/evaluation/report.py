@@ -37,7 +37,7 @@ METRIC_WORDS = {
     "exact_match_open": "the same, of open questions",
     "exact_match_closed": "the same, of closed questions",
     "token_f1": "words shared with the reference, of all words of both",
-    "token_recall": "words of the reference that are in the answer",
+    "token_recall": "words of the reference that are in the answer, of open questions",
     "bleu1": "single words shared",
     "bleu2": "runs of up to two words shared",
     "bleu3": "runs of up to three words shared",
@@ -47,10 +47,12 @@ METRIC_WORDS = {
     "rougeL_coco": "the same, as captions are scored",
     "cider": "rare words shared count more; 0 to 10",
     "judge_accuracy": "answers that a language model calls right",
+    "judge_accuracy_open": "the same, of open questions",
+    "judge_accuracy_closed": "the same, of closed questions",
     "judge_was": "score by a language model, 0 to 4",
 }
-NOT_SHARES = frozenset({"cider", "judge_was"})
-"""Metrics that are no share of anything, so not shown in percent."""
+SCALES = {"cider": 1.0, "judge_was": 4.0}
+"""Metrics that are not shown in percent -> what is shown is so many times what `metrics.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,11 @@ def _kinds(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _score_text(value: float | None, metric: str = "") -> str:
     if value is None:
         return "–"
-    return f"{value:.2f}" if metric in NOT_SHARES else f"{100 * value:.1f} %"
+    return f"{SCALES[metric] * value:.2f}" if metric in SCALES else f"{100 * value:.1f} %"
 
 
 def _interval_text(interval: Sequence[float] | None, metric: str = "") -> str:
     if interval is None:
         return "–"
-    scale, digits = (1, 2) if metric in NOT_SHARES else (100, 1)
+    scale, digits = (SCALES[metric], 2) if metric in SCALES else (100, 1)
     return " to ".join(f"{scale * end:.{digits}f}" for end in interval)

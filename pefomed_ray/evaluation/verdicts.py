@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.artifacts.storage import read_json
+from pefomed_ray.artifacts.storage import read_json, sha256_file
 from pefomed_ray.errors import ConfigError, DataError
+from pefomed_ray.evaluation.answers import ASKED_FILE
 from pefomed_ray.evaluation.judgements import BEST_SCORE, read_judgements
 
 METRICS_FILE = "metrics.json"
 JUDGEMENTS_FILE = "judgements.jsonl"
-METRIC_NAMES = ("judge_accuracy", "judge_was")
+METRIC_NAMES = ("judge_accuracy", "judge_accuracy_open", "judge_accuracy_closed", "judge_was")
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Verdicts:
         return {"judge": self.judge, "flagged": bool(self.flags), "flags": list(self.flags)}
 
 
-def read_verdicts(folder: Path, task: Task) -> Verdicts:
-    """What `pefomed-ray judge` wrote to `folder`.
+def read_verdicts(folder: Path, predictions: Path, task: Task) -> Verdicts:
+    """What `pefomed-ray judge` wrote to `folder` about this file of predictions.
 
     Raises ConfigError where there is no such folder, DataError where it does not hold what `judge` writes, or is
-    about another task.
+    about other predictions or another task.
     """
     if not (folder / METRICS_FILE).is_file() or not (folder / JUDGEMENTS_FILE).is_file():
         raise ConfigError(
@@ -46,11 +47,14 @@ def read_verdicts(folder: Path, task: Task) -> Verdicts:
             "writes them"
         )
     try:
+        judged = read_json(folder / ASKED_FILE)["predictions"]
         said = read_json(folder / METRICS_FILE)
         metrics = {name: said[name] for name in METRIC_NAMES if name in said}
         flags = tuple(str(flag) for flag in said["flags"])
-    except (ValueError, LookupError, TypeError):
-        raise DataError(f"{str(folder / METRICS_FILE)!r} is not the metrics.json of a judge") from None
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(f"{str(folder)!r} does not hold what `pefomed-ray judge` writes") from None
+    if not predictions.is_file() or judged != sha256_file(predictions):
+        raise DataError(f"{str(folder)!r} is about other predictions than {str(predictions)!r}; judge those")
     judgements = read_judgements(folder / JUDGEMENTS_FILE)
     if any(judgement.task != task for judgement in judgements):
         raise DataError(f"{str(folder)!r} is about another task than {task}; judge these predictions")

@@ -25,6 +25,7 @@ from pefomed_ray.evaluation.gate import beats_controls
 from pefomed_ray.evaluation.judgements import Judgement, write_judgements
 from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.evaluation.predictions import read_predictions
+from pefomed_ray.evaluation.score import score_rows
 
 MakeShards = Callable[..., Path]
 CONTROLS = ["blank_image", "noise_image", "shuffled_image", "majority", "question_prior"]
@@ -63,6 +64,7 @@ def bundle(tmp_path: Path) -> Path:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> SeesColours:
     model = SeesColours()
     monkeypatch.setattr(evaluate_module, "generate", model)
+    monkeypatch.setattr(evaluate_module, "score_rows_fully", score_rows)  # no Java here
     return model
 
 
@@ -195,6 +197,7 @@ def test_a_judges_numbers_come_onto_the_page_afterwards(
     judge.mkdir()
     verdicts = [Judgement(f"test-{n}", 0, float(n != 3), None, "judge-1", "vqa") for n in range(7)]
     write_judgements(judge / "judgements.jsonl", verdicts)
+    write_json(judge / "asked.json", {"predictions": sha256_file(output / "predictions.jsonl")})
     accuracy = {"value": 6 / 7, "n": 7, "unscored": 0, "ci95": [0.5, 1.0]}
     write_json(judge / "metrics.json", {"judge_accuracy": accuracy, "flags": ["a canary got 1"]})
     answer = evaluate(bundle, shards, "test", output, resume=True, judge=judge)
