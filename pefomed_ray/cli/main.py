@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pefomed_ray import __version__
+from pefomed_ray.cli.agree import agree
 from pefomed_ray.cli.console import exits_with_code, finish, say
 from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
@@ -257,6 +258,7 @@ app.command()(estimate)
 app.command()(export)
 app.command()(judge)
 app.command()(rate)
+app.command()(agree)
 
 
 @app.command()
