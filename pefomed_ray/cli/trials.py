@@ -46,6 +46,7 @@ class TrialLines:
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self.rescoring = counted_lines("re-scoring on the whole validation split", "answers")
+        self.judging = counted_lines("asking the judge about these answers", "questions")
 
     def __call__(self, trial: str, params: dict[str, Any], row: dict[str, Any]) -> None:
         say(
@@ -84,6 +85,10 @@ class TrialTable:
     def rescoring(self, done: int, total: int) -> None:
         """How many answers of a trial that is re-scored are there."""
         self._rescoring = f"re-scoring on the whole validation split: {done}/{total} answers"
+
+    def judging(self, done: int, total: int) -> None:
+        """How many questions about them the judge has answered."""
+        self._rescoring = f"asking the judge about these answers: {done}/{total} questions"
 
     def render(self) -> Table:
         """The table as it stands."""
@@ -130,6 +135,7 @@ def leaderboard(rows: "list[TrialRow]", metric: str) -> None:
         metric,
         "95 % interval",
         "whole split",
+        "judge",
         "best epoch",
         "epochs",
         "trained",
@@ -140,7 +146,7 @@ def leaderboard(rows: "list[TrialRow]", metric: str) -> None:
 
 def _line(row: "TrialRow") -> Sequence[Any]:
     interval = f"{percent(row.ci95[0])} to {percent(row.ci95[1])}" if row.ci95 else None
-    again = percent(row.rescored.value) if row.rescored else None
+    again, judged = (percent(metric.value) if metric else None for metric in (row.rescored, row.judged))
     trained = f"{row.trainable_parameters:,}" if row.trainable_parameters else None
-    values = (percent(row.value), interval, again, row.best_epoch, row.epochs, trained)
+    values = (percent(row.value), interval, again, judged, row.best_epoch, row.epochs, trained)
     return row.trial, row.state, *values, row.reason or describe(row.params)

@@ -373,6 +373,76 @@ class TpeConfig(Section):
     """Take trials that still run for bad ones, so that trials side by side do not crowd one spot. Optuna's default."""
 
 
+class JudgeConfig(Section):
+    """A language model as judge: `pefomed-ray judge PREDICTIONS.jsonl model=NAME`.
+
+    The key of the endpoint is none of these settings: it comes from a variable of the environment, or from a file.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    """The model to ask for; best a dated name, such as its maker gives, since one without a date changes."""
+    base_url: str = "https://api.openai.com/v1"
+    """Any endpoint that speaks OpenAI's chat completions, up to and with `/v1`."""
+    key_env: str = "OPENAI_API_KEY"
+    """Variable of the environment that holds the key; the one that the `openai` package reads."""
+    key_file: str | None = None
+    """File that holds the key instead, such as `client.key` in the registry of an endpoint of our own."""
+    local: bool = False
+    """Declares that the endpoint runs on machines that the data's licence covers. Restricted data go nowhere else."""
+    licence: Literal["open", "restricted"] | None = None
+    """Of the data, where the predictions do not say; what nobody declares open counts as restricted."""
+    repeats: PositiveInt = 1
+    """Verdicts on each answer; three show how far the judge agrees with itself."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0: as repeatable as the endpoint can be."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of the sample and of the canaries' rows; a repeat asks with this plus its number, where the endpoint knows it."""
+    max_tokens: PositiveInt = 256
+    """Of a reply. A verdict takes ten; a model that thinks first may need thousands."""
+    sample: PositiveInt | None = None
+    """Judge only so many rows, drawn by `seed`. Default: all."""
+    canaries: Annotated[int, Field(ge=0)] = 3
+    """Rows whose answer is also replaced by each canary: by nothing, by the reference, by an instruction, ... ."""
+    blank_image: bool = False
+    """Send a grey picture along: an endpoint such as ours answers no question without one."""
+    concurrency: PositiveInt = 8
+    """Questions on their way at once."""
+    requests_per_minute: PositiveFloat | None = None
+    """Evenly spaced. Default: as fast as the endpoint answers."""
+    tokens_per_minute: PositiveFloat | None = None
+    """Counted as they are reserved: those of the question, estimated, and `max_tokens`."""
+    timeout_s: PositiveFloat = 60.0
+    """For a whole reply."""
+    max_retries: Annotated[int, Field(ge=0)] = 4
+    """Of one question: after 408, 409, 429, 5xx, a lost connection, a timeout, a body that is no completion."""
+    price_in_usd: Annotated[float, Field(ge=0)] | None = None
+    """Per million tokens of questions, from the maker's price list; with `batch` the price of batches."""
+    price_out_usd: Annotated[float, Field(ge=0)] | None = None
+    """Per million tokens of replies."""
+    limit_usd: Annotated[float, Field(ge=0)] = 5.0
+    """A run that may cost more is started only after a question, or with `--yes`; without prices an endpoint that is
+    not local always is."""
+    cap_usd: PositiveFloat | None = None
+    """Nothing more is asked once so much is spent, cached answers included; the rest of the rows stays unscored. What
+    is on its way then is still paid."""
+    max_calls: PositiveInt | None = None
+    """Nothing more is asked after so many requests of this run, retries included."""
+    cache: str | None = None
+    """SQLite file of replies, which may be shared by several outputs. Default: `cache.sqlite` in the output."""
+    batch: bool = False
+    """Send the rows as one job of the Batch API: about half the price, within a day."""
+    batch_wait_s: PositiveFloat = 86400.0
+    """How long to wait for that job; the same command goes on waiting for it."""
+
+    @model_validator(mode="after")
+    def _a_cap_has_prices(self) -> "JudgeConfig":
+        if (self.price_in_usd is None) != (self.price_out_usd is None):
+            raise ValueError("price_in_usd and price_out_usd: give both, 0 where it costs nothing, or none")
+        if self.cap_usd is not None and self.price_in_usd is None:
+            raise ValueError("cap_usd needs price_in_usd and price_out_usd")
+        return self
+
+
 class WinnerConfig(Section):
     """How the best of a search is chosen, once its trials have ended."""
 
@@ -380,6 +450,9 @@ class WinnerConfig(Section):
     """The best so many trials answer the whole validation split; the best of them there wins."""
     retrain: bool = False
     """Train the winner's config once more, into `<output_dir>/best`, rather than take the trial's own bundle."""
+    judge: JudgeConfig | None = None
+    """Let a language model decide among the re-scored trials: it sees `sample` of their answers, the same rows of each;
+    `cap_usd` and `max_calls` are for all of them together. Default: the metric decides."""
 
 
 class SearchConfig(Section):
@@ -448,76 +521,6 @@ class SearchConfig(Section):
                     f"space.{key}: times {dimension.times!r} is not another key of space that is drawn by itself "
                     f"({', '.join(free) or 'there is none'})"
                 )
-        return self
-
-
-class JudgeConfig(Section):
-    """A language model as judge: `pefomed-ray judge PREDICTIONS.jsonl model=NAME`.
-
-    The key of the endpoint is none of these settings: it comes from a variable of the environment, or from a file.
-    """
-
-    model: Annotated[str, Field(min_length=1)]
-    """The model to ask for; best a dated name, such as its maker gives, since one without a date changes."""
-    base_url: str = "https://api.openai.com/v1"
-    """Any endpoint that speaks OpenAI's chat completions, up to and with `/v1`."""
-    key_env: str = "OPENAI_API_KEY"
-    """Variable of the environment that holds the key; the one that the `openai` package reads."""
-    key_file: str | None = None
-    """File that holds the key instead, such as `client.key` in the registry of an endpoint of our own."""
-    local: bool = False
-    """Declares that the endpoint runs on machines that the data's licence covers. Restricted data go nowhere else."""
-    licence: Literal["open", "restricted"] | None = None
-    """Of the data, where the predictions do not say; what nobody declares open counts as restricted."""
-    repeats: PositiveInt = 1
-    """Verdicts on each answer; three show how far the judge agrees with itself."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """0: as repeatable as the endpoint can be."""
-    seed: Annotated[int, Field(ge=0)] = 42
-    """Of the sample and of the canaries' rows; a repeat asks with this plus its number, where the endpoint knows it."""
-    max_tokens: PositiveInt = 256
-    """Of a reply. A verdict takes ten; a model that thinks first may need thousands."""
-    sample: PositiveInt | None = None
-    """Judge only so many rows, drawn by `seed`. Default: all."""
-    canaries: Annotated[int, Field(ge=0)] = 3
-    """Rows whose answer is also replaced by each canary: by nothing, by the reference, by an instruction, ... ."""
-    blank_image: bool = False
-    """Send a grey picture along: an endpoint such as ours answers no question without one."""
-    concurrency: PositiveInt = 8
-    """Questions on their way at once."""
-    requests_per_minute: PositiveFloat | None = None
-    """Evenly spaced. Default: as fast as the endpoint answers."""
-    tokens_per_minute: PositiveFloat | None = None
-    """Counted as they are reserved: those of the question, estimated, and `max_tokens`."""
-    timeout_s: PositiveFloat = 60.0
-    """For a whole reply."""
-    max_retries: Annotated[int, Field(ge=0)] = 4
-    """Of one question: after 408, 409, 429, 5xx, a lost connection, a timeout, a body that is no completion."""
-    price_in_usd: Annotated[float, Field(ge=0)] | None = None
-    """Per million tokens of questions, from the maker's price list; with `batch` the price of batches."""
-    price_out_usd: Annotated[float, Field(ge=0)] | None = None
-    """Per million tokens of replies."""
-    limit_usd: Annotated[float, Field(ge=0)] = 5.0
-    """A run that may cost more is started only after a question, or with `--yes`; without prices an endpoint that is
-    not local always is."""
-    cap_usd: PositiveFloat | None = None
-    """Nothing more is asked once so much is spent, cached answers included; the rest of the rows stays unscored. What
-    is on its way then is still paid."""
-    max_calls: PositiveInt | None = None
-    """Nothing more is asked after so many requests of this run, retries included."""
-    cache: str | None = None
-    """SQLite file of replies, which may be shared by several outputs. Default: `cache.sqlite` in the output."""
-    batch: bool = False
-    """Send the rows as one job of the Batch API: about half the price, within a day."""
-    batch_wait_s: PositiveFloat = 86400.0
-    """How long to wait for that job; the same command goes on waiting for it."""
-
-    @model_validator(mode="after")
-    def _a_cap_has_prices(self) -> "JudgeConfig":
-        if (self.price_in_usd is None) != (self.price_out_usd is None):
-            raise ValueError("price_in_usd and price_out_usd: give both, 0 where it costs nothing, or none")
-        if self.cap_usd is not None and self.price_in_usd is None:
-            raise ValueError("cap_usd needs price_in_usd and price_out_usd")
         return self
 
 

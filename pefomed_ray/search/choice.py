@@ -2,13 +2,14 @@
 
 During a search each epoch is measured on the first `validation.rows` rows, and the best of many such numbers is partly
 the luckiest. So the best few trials, and one that ran the paper's defaults, are asked again, on all rows of the split,
-as `evaluate` asks. The test split is not opened.
+as `evaluate` asks. The test split is not opened. Where a judge is asked too (`judged`), its verdicts on these answers
+decide, and where they cannot, the metric does.
 
 <output>/choice/<trial id>.jsonl    answers to the validation split
 <output>/choice.json                ranking, comparisons, Pareto front, the winner and why
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from typing import Any
 from pefomed_ray.artifacts.manifests import load_bundle_manifest, load_shard_manifest
 from pefomed_ray.artifacts.storage import write_json
 from pefomed_ray.config import SearchConfig, TrainConfig, load_config
+from pefomed_ray.config.schema import JudgeConfig
 from pefomed_ray.errors import PefomedError
 from pefomed_ray.evaluation.predict import GenerationSettings, predict
 from pefomed_ray.evaluation.predictions import Prediction, write_predictions
 from pefomed_ray.metrics.intervals import Difference, Metric, mean_with_interval, paired_difference
 from pefomed_ray.metrics.text import rouge_l
 from pefomed_ray.metrics.vqa import exact_match
+from pefomed_ray.search.judged import Verdicts, ask_judge, licence_of
 from pefomed_ray.search.leaderboard import TRIALS_FOLDER, TrialRow, ranked
 from pefomed_ray.training.trainer import train
 
@@ -76,6 +79,8 @@ class Choice:
     """Trials that no other beats in `value` without training more parameters, by parameters."""
     why: str
     """In words."""
+    judge: str | None = None
+    """Whose verdicts decided, where a judge's did; comparisons are of these then."""
 
     @property
     def winner(self) -> TrialRow:
@@ -90,12 +95,13 @@ def choose(
     *,
     workers: int = 1,
     on_progress: OnProgress = lambda done, total: None,
+    on_judging: OnProgress = lambda done, total: None,
 ) -> Choice:
     """Re-score the best `choice.rescore` trials of ranked `rows`, and the best of those that ran the paper's defaults.
 
     `workers` processes answer, each as large as the trial was; Ray must have been started. `on_progress(done, total)`
-    counts the answers of each in turn. Writes what the head of this module lists. Raises PefomedError where no trial
-    came to a result, and what `predict` raises.
+    counts the answers of each in turn, `on_judging` the questions to the judge. Writes what the head of this module
+    lists. Raises PefomedError where no trial came to a result, and what `predict` raises.
     """
     survivors = [row for row in rows if row.value is not None][: search.choice.rescore]
     if not survivors:
@@ -104,12 +110,17 @@ def choose(
     paper = [row for row in rows if row.trial in configs and ran_papers_defaults(configs[row.trial])]
     contestants = survivors + [row for row in paper[:1] if row.value is not None and row not in survivors]
     (output / "choice").mkdir(exist_ok=True)
+    answers: dict[str, list[Prediction]] = {}
     found = []
     for row in contestants:
-        answers = _answers(row, configs[row.trial], workers, on_progress)
-        write_predictions(output / "choice" / f"{row.trial}.jsonl", answers, _origin(row))
-        found.append(_scored(row, answers, search.metric))
-    choice = _choice(search.metric, found, paper, pareto_front(rows))
+        answers[row.trial] = _answers(row, configs[row.trial], workers, on_progress)
+        write_predictions(output / "choice" / f"{row.trial}.jsonl", answers[row.trial], _origin(row))
+        found.append(_scored(row, answers[row.trial], search.metric))
+    verdicts = None
+    if search.choice.judge is not None:
+        first = configs[contestants[0].trial]
+        verdicts = _verdicts(answers, first, search.choice.judge, output / "choice", on_judging)
+    choice = _choice(search.metric, found, paper, pareto_front(rows), verdicts)
     write_json(output / CHOICE_FILE, _document(choice))
     return choice
 
@@ -189,7 +200,46 @@ def _scored(row: TrialRow, answers: Sequence[Prediction], metric: str) -> Rescor
     return Rescored(row, scores, clusters)
 
 
-def _choice(metric: str, found: Sequence[Rescored], paper: Sequence[TrialRow], front: list[str]) -> Choice:
+def _verdicts(
+    answers: Mapping[str, Sequence[Prediction]],
+    config: TrainConfig,
+    judge: JudgeConfig,
+    folder: Path,
+    on_judging: OnProgress,
+) -> Verdicts | PefomedError:
+    """Or why there are none: hours of a search are not lost with its judge."""
+    try:
+        return ask_judge(answers, config.task, judge, licence_of(config), folder, on_judging)
+    except PefomedError as error:
+        return error
+
+
+def _on_verdicts(one: Rescored, verdicts: Verdicts) -> Rescored:
+    return Rescored(one.row, verdicts.by_trial[one.row.trial], [one.clusters[at] for at in verdicts.rows])
+
+
+def _choice(
+    metric: str,
+    found: Sequence[Rescored],
+    paper: Sequence[TrialRow],
+    front: list[str],
+    verdicts: Verdicts | PefomedError | None,
+) -> Choice:
+    if isinstance(verdicts, Verdicts):
+        measure, where = f"a mean verdict by {verdicts.judge} of", f"the {SPLIT} rows judged of every trial"
+        choice = _decided([_on_verdicts(one, verdicts) for one in found], metric, measure, where, paper, front)
+        metrics = {one.row.trial: one.metric for one in found}
+        rows = [replace(row, judged=row.rescored, rescored=metrics[row.trial]) for row in choice.ranking]
+        return replace(choice, ranking=rows, judge=verdicts.judge)
+    choice = _decided(found, metric, metric, f"all {SPLIT} rows", paper, front)
+    if verdicts is None:
+        return choice
+    return replace(choice, why=f"{choice.why} No judge decided ({verdicts}); --resume asks it again.")
+
+
+def _decided(
+    found: Sequence[Rescored], metric: str, measure: str, where: str, paper: Sequence[TrialRow], front: list[str]
+) -> Choice:
     ranking = sorted(found, key=lambda one: (-(one.metric.value or 0.0), one.row.trainable_parameters, one.row.trial))
     best, by_trial = ranking[0], {one.row.trial: one for one in ranking}
     runner_up = _against(best, ranking[1]) if len(ranking) > 1 else None
@@ -197,8 +247,8 @@ def _choice(metric: str, found: Sequence[Rescored], paper: Sequence[TrialRow], f
     against_paper = _against(best, papers) if papers and papers is not best else None
     rows = [replace(one.row, rescored=one.metric) for one in ranking]
     why = [
-        f"Trial {best.row.trial} has {metric} {_share(best.metric.value)}{_range(best.metric.ci95)} on all "
-        f"{best.metric.n} {SPLIT} rows, the best of {_count(len(ranking), 're-scored trial')}.",
+        f"Trial {best.row.trial} has {measure} {_share(best.metric.value)}{_range(best.metric.ci95)} on {where}, "
+        f"{best.metric.n}, the best of {_count(len(ranking), 're-scored trial')}.",
         _said("the runner-up", runner_up) if runner_up else "No other trial was re-scored, so there is no runner-up.",
         _said("the paper's defaults", against_paper) if against_paper else _why_not_against_paper(best, paper),
     ]
@@ -254,6 +304,7 @@ def _document(choice: Choice) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "metric": choice.metric,
+        "judge": choice.judge,
         "split": SPLIT,
         "ranking": [asdict(row) for row in choice.ranking],
         "comparisons": {"runner_up": compared(choice.runner_up), "paper": compared(choice.paper)},

@@ -66,6 +66,8 @@ class TrialRow:
     """Why it failed."""
     rescored: Metric | None = None
     """The metric over the whole validation split, of those trials that were asked again (`choice`)."""
+    judged: Metric | None = None
+    """A judge's mean verdict on those answers, in [0, 1], where one was asked (`choice.judge`)."""
 
 
 def trial_row(output: Path, trial: EndedTrial, metric: str) -> TrialRow:
@@ -153,10 +155,11 @@ def _csv(rows: Sequence[TrialRow]) -> str:
 def _flat(row: TrialRow) -> dict[str, Any]:
     """A row with columns for the ends of an interval and, last, one for each parameter."""
     values = asdict(row)
-    params, rescored = values.pop("params"), values.pop("rescored") or {}
+    params, again = values.pop("params"), {name: values.pop(name) or {} for name in ("rescored", "judged")}
     values |= _ends("ci95", values.pop("ci95"))
-    values |= {f"rescored_{name}": rescored.get(name) for name in ("value", "n")}
-    values |= _ends("rescored_ci95", rescored.get("ci95"))
+    for kind, metric in again.items():
+        values |= {f"{kind}_{name}": metric.get(name) for name in ("value", "n")}
+        values |= _ends(f"{kind}_ci95", metric.get("ci95"))
     return values | params
 
 

@@ -107,7 +107,7 @@ def check_search(search: SearchConfig, values: Mapping[str, Any], *, resume: boo
     """Everything that can be wrong before Ray starts; the config every trial starts from, paths absolute.
 
     Raises ConfigError where another process runs this search, where its output is taken, or with `resume` is another
-    search's; ConfigError or DataError as `check_space` and `check_run` do.
+    search's; ConfigError or DataError as `check_space` and `check_run` do; what `check_judge` raises.
     """
     check_space(search, values)
     output = output_dir(search)
@@ -115,6 +115,10 @@ def check_search(search: SearchConfig, values: Mapping[str, Any], *, resume: boo
     first = trial_config(values, {}, output_dir=str(output))
     check_run(first, resume=True)  # the folder is looked at here
     first = with_absolute_paths(first)
+    if search.choice.judge is not None:
+        from pefomed_ray.search.judged import check_judge  # brings torch with it, which a packed trial is spared
+
+        check_judge(search.choice.judge, first)
     if is_begun(output):
         if not resume:
             raise ConfigError(

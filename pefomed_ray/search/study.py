@@ -57,6 +57,9 @@ class Watch(Protocol):
     def rescoring(self, done: int, total: int) -> None:
         """So many answers of a trial that is re-scored are there."""
 
+    def judging(self, done: int, total: int) -> None:
+        """So many questions about them are answered by the judge."""
+
 
 class Unwatched:
     """Tells nobody."""
@@ -66,6 +69,8 @@ class Unwatched:
     def failed(self, trial: str, params: dict[str, Any], reason: str) -> None: ...
 
     def rescoring(self, done: int, total: int) -> None: ...
+
+    def judging(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def run_search(
             raise_stop(output / TRIALS_FOLDER / rows[0].trial)
             raise PefomedError(f"all trials failed; the first: {rows[0].reason}")
         workers = concurrent_trials(search, first, _nodes())
-        choice = choose(search, rows, output, workers=workers, on_progress=watch.rescoring)
+        choice = choose(search, rows, output, workers=workers, on_progress=watch.rescoring, on_judging=watch.judging)
         return _with_a_winner(search, values, study, rows, choice)
 
 

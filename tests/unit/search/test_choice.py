@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 
-from pefomed_ray.artifacts.manifests import BundleManifest, ShardManifest, save_document
-from pefomed_ray.config import SearchConfig, TrainConfig, build_config, save_config
-from pefomed_ray.errors import PefomedError
+from pefomed_ray.artifacts.manifests import BundleManifest, ShardManifest, load_shard_manifest, save_document
+from pefomed_ray.config import SearchConfig, TrainConfig, build_config, load_config, save_config
+from pefomed_ray.config.schema import JudgeConfig
+from pefomed_ray.errors import ConfigError, PefomedError, RefusedError
+from pefomed_ray.evaluation.judgements import read_judgements
 from pefomed_ray.evaluation.predictions import Prediction, read_predictions
 from pefomed_ray.search import choice as choice_module
 from pefomed_ray.search.choice import choose, in_order, pareto_front, winning_bundle
+from pefomed_ray.search.judged import check_judge
 from pefomed_ray.search.leaderboard import TrialRow
+from tests.judge_server import serving
 
 ROWS = 40
+TRIALS = ("exact", "wordy")
 OTHER = {"lora": {"rank": 8}}  # the defaults of a config are the paper's
 PAPER = {"lora": {"rank": 64, "alpha": 16}, "optimizer": {"learning_rate": 3e-5}}
 
@@ -48,11 +53,18 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trial(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    """A function that makes a trial and its row: `right` of 40 questions about ten images it answers rightly."""
-    right_of: dict[str, int] = {}
+    """A function that makes a trial and its row: `right` of 40 questions about ten images it answers rightly, the
+    others with `otherwise`."""
+    right_of: dict[str, tuple[int, str]] = {}
 
     def made(
-        name: str, value: float | None, right: int = 0, parameters: int = 10, parts: int = 1, **config: Any
+        name: str,
+        value: float | None,
+        right: int = 0,
+        otherwise: str = "no",
+        parameters: int = 10,
+        parts: int = 1,
+        **config: Any,
     ) -> TrialRow:
         folder = tmp_path / "trials" / name
         (folder / "bundle").mkdir(parents=True)
@@ -63,7 +75,7 @@ def trial(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Tria
             base="embedded", base_digest="a", template="short", template_digest="b", image_size=64, files={}
         )
         save_document(manifest, folder / "bundle" / "bundle.json")
-        right_of[str(folder / "bundle")] = right
+        right_of[str(folder / "bundle")] = right, otherwise
         state, reason = ("failed", "DivergedError: step 1") if value is None else ("finished", None)
         bundle = None if value is None else str(folder / "bundle")
         return TrialRow(name, state, value, 4, None, 1, 1, {}, parameters, 1.0, bundle, reason)
@@ -73,9 +85,10 @@ def trial(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Tria
     ) -> dict[str, list[Prediction]]:
         assert (split, variants) == ("validation", ["image"])
         on_progress(ROWS, ROWS)
-        right = right_of[str(bundle)]
+        right, otherwise = right_of[str(bundle)]
         answers = [
-            Prediction(f"q{i}", "?", "yes", "yes" if i < right else "no", group=f"image {i // 4}") for i in range(ROWS)
+            Prediction(f"q{i}", "?", "yes", "yes" if i < right else otherwise, group=f"image {i // 4}")
+            for i in range(ROWS)
         ]
         return {"image": answers}
 
@@ -101,7 +114,8 @@ def test_the_winner_is_compared_with_the_runner_up_on_the_same_rows(trial: Trial
     found = choose(search(), rows, tmp_path)
     assert found.runner_up is not None
     difference = found.runner_up.difference
-    assert (found.runner_up.trial, difference.value, difference.n) == ("b", 24 / ROWS, ROWS)
+    assert (found.runner_up.trial, difference.n) == ("b", ROWS)
+    assert difference.value == pytest.approx(24 / ROWS)
     low, high = difference.ci95 or (0, 0)
     assert 0 < low < 24 / ROWS < high
     assert "better beyond chance" in found.why
@@ -125,7 +139,8 @@ def test_the_papers_defaults_are_asked_again_however_they_did(trial: Trial, tmp_
     found = choose(search(rescore=1), rows, tmp_path)
     assert [row.trial for row in found.ranking] == ["a", "paper"]
     assert found.paper is not None
-    assert (found.paper.trial, found.paper.difference.value) == ("paper", 22 / ROWS)
+    assert found.paper.trial == "paper"
+    assert found.paper.difference.value == pytest.approx(22 / ROWS)
     assert "Against the paper's defaults, trial paper: +55.0 points" in found.why
 
 
@@ -157,6 +172,69 @@ def test_rows_of_two_corpora_are_not_taken_for_one_anothers(trial: Trial, tmp_pa
     assert found.winner.rescored is not None
     assert found.winner.rescored.n == len(rows) == 2 * ROWS
     assert len({row.group for row in rows}) == 2 * 10
+
+
+def test_a_judge_decides_by_the_same_rows_of_each_under_one_budget(trial: Trial, tmp_path: Path) -> None:
+    """It takes for right what matches no reference word by word."""
+    rows = [trial("exact", 0.75, right=36), trial("wordy", 0.5, right=4, otherwise="yes, it is")]
+    assert choose(search(), rows, tmp_path).winner.trial == "exact"  # the control
+    done: list[tuple[int, int]] = []
+    with serving() as judge:
+        judge.verdict = lambda item, best: best if item["candidate"] in ("yes", "yes, it is") else 0
+        asked = {"model": "m", "base_url": judge.url, "sample": 30}
+        found = choose(search(judge=asked), rows, tmp_path, on_judging=lambda *at: done.append(at))
+        calls = len(judge.chats)
+        again = choose(search(judge=asked), rows, tmp_path)
+        assert len(judge.chats) == calls  # nothing is paid twice
+    assert found.winner.trial == again.winner.trial == "wordy"
+    assert found.judge == again.judge == "m vqa-1"
+    assert [row.judged and row.judged.n for row in found.ranking] == [30, 30]
+    assert [row.rescored and row.rescored.value for row in found.ranking] == [0.1, 0.9]
+    assert found.runner_up is not None
+    assert found.runner_up.difference.n == 30
+    assert "has a mean verdict by m vqa-1 of" in found.why
+    assert done[-1][0] == done[-1][1]
+    ids = [{verdict.id for verdict in read_judgements(tmp_path / f"choice/{name}.judge.jsonl")} for name in TRIALS]
+    assert ids[0] == ids[1]
+    document = json.loads((tmp_path / "choice.json").read_text())
+    assert document["judge"] == "m vqa-1"
+    assert document["ranking"][0]["judged"]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    ("behaves", "config", "why"),
+    [
+        ({}, {"max_calls": 2}, "the budget was spent"),
+        ({"faults": {"*": ["error_500"] * 1000}}, {"max_retries": 0}, "could not be had"),
+        ({"verdict": lambda item, best: best}, {}, "not to be trusted"),
+    ],
+    ids=["budget", "down", "believes anything"],
+)
+def test_a_judge_that_cannot_decide_leaves_it_to_the_metric(
+    trial: Trial, tmp_path: Path, behaves: dict[str, Any], config: dict[str, Any], why: str
+) -> None:
+    rows = [trial("a", 0.75, right=36), trial("b", 0.5, right=4)]
+    with serving() as judge:
+        vars(judge).update(behaves)
+        asked = {"model": "m", "base_url": judge.url, **config}
+        found = choose(search(judge=asked), rows, tmp_path)
+    assert (found.winner.trial, found.judge) == ("a", None)
+    assert all(row.judged is None for row in found.ranking)
+    assert "No judge decided" in found.why
+    assert why in found.why
+
+
+def test_no_judge_that_may_not_be_asked_is_found_after_hours(trial: Trial, shards: Path, tmp_path: Path) -> None:
+    trial("a", 0.5)
+    first = load_config(TrainConfig, tmp_path / "trials/a/run.yaml")
+    away = build_config(JudgeConfig, {"model": "m", "key_env": "NOBODY_SET_THIS"}, "test")
+    with pytest.raises(ConfigError, match="NOBODY_SET_THIS holds no key"):
+        check_judge(away, first)
+    manifest = load_shard_manifest(shards)
+    save_document(manifest.model_copy(update={"licence": "restricted"}), shards / "manifest.json")
+    with pytest.raises(RefusedError, match="restricted corpus"):
+        check_judge(away, first)
+    check_judge(away.model_copy(update={"local": True}), first)
 
 
 def test_the_pareto_front_holds_what_nothing_beats_for_less() -> None:
