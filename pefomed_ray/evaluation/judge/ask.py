@@ -261,6 +261,8 @@ def _without_refused(parameters: dict[str, Any], error: openai.APIStatusError) -
     It is the one that the error names, else, in the order of how few endpoints know them: structured outputs, then
     `store`, then `seed`.
     """
+    if error_code(error.body) == "content_filter":
+        return None
     body = error.body if isinstance(error.body, dict) else {}
     named = [name for name in DISPENSABLE if name == body.get("param")]
     named += [name for name in DISPENSABLE if name in str(body.get("message", ""))]

@@ -81,7 +81,7 @@ def plan_judging(rows: Sequence[Prediction], task: Task, config: JudgeConfig) ->
     prompt = prompt_for(task)
     drawn = random.Random(config.seed).sample(range(len(rows)), min(config.sample or len(rows), len(rows)))
     asked = tuple(
-        Asked(rows[at].id, repeat, rows[at].question, _references(rows[at]), answer)
+        Asked(rows[at].id, repeat, rows[at].question, rows[at].right, answer)
         for repeat in range(config.repeats)
         for at in drawn
         if (answer := rows[at].prediction) is not None
@@ -256,7 +256,3 @@ def _flags(
     if len(models) > 1:
         found.append(f"Several models answered: {', '.join(models)}.")
     return found
-
-
-def _references(row: Prediction) -> tuple[str, ...]:
-    return (row.answer, *(text for text in getattr(row, "references", ()) if text != row.answer))
