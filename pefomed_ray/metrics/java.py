@@ -4,9 +4,12 @@ Its own wrappers write the texts to a file in the package's folder, wait without
 texts go through pipes alone, every wait ends, and no process stays. Commands, arguments and arithmetic are theirs.
 """
 
+import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 from time import monotonic
@@ -40,20 +43,17 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     another kind the tokens of its neighbour. Raises JavaError.
     """
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [*_java(), "-cp", jar.name, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    command = ["-cp", jar.name, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     lines = "".join(" ".join(text.splitlines()) + "\n" for text in texts)
     limit_s = PTB_START_S + PTB_TEXT_S * len(texts)
-    try:
-        done = subprocess.run(
-            command, cwd=jar.parent, input=lines.encode("utf-8", "replace"), capture_output=True, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        raise JavaError(f"the PTB tokeniser did not answer within {limit_s:.0f} s") from None
-    except OSError as error:
-        raise JavaError(f"java does not start ({type(error).__name__})") from None
-    if done.returncode != 0:
-        raise JavaError(f"the PTB tokeniser ended with code {done.returncode}")
-    tokens = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
+    with _java(command, jar.parent) as process:
+        try:
+            written, _ = process.communicate(lines, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise JavaError(f"the PTB tokeniser did not answer within {limit_s:.0f} s") from None
+    if process.returncode != 0:
+        raise JavaError(f"the PTB tokeniser ended with code {process.returncode}")
+    tokens = written.split("\n")[:-1]
     if len(tokens) != len(texts):
         raise JavaError(f"the PTB tokeniser gave {len(tokens)} lines for {len(texts)} texts")
     return [_without_punctuation(line) for line in tokens]
@@ -73,26 +73,16 @@ class Meteor:
         jar = Path(meteor_module.__file__).with_name(meteor_module.METEOR_JAR)
         # In another language's locale METEOR cannot read its own decimal points.
         options = ["-Xmx2G", "-Duser.language=en", "-Dfile.encoding=UTF-8"]
-        try:
-            self._process = subprocess.Popen(
-                [*_java(), *options, "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"],
-                cwd=jar.parent,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
-        except OSError as error:
-            raise JavaError(f"java does not start ({type(error).__name__})") from None
+        self._stack = ExitStack()
+        self._process = self._stack.enter_context(
+            _java([*options, "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"], jar.parent)
+        )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._stack.close()
 
     def score(
         self, references: Sequence[Sequence[str]], predictions: Sequence[str]
@@ -103,7 +93,7 @@ class Meteor:
         """
         limit_s = METEOR_START_S + METEOR_ITEM_S * len(predictions)
         deadline = monotonic() + limit_s
-        watchdog = Timer(limit_s, self._process.kill)
+        watchdog = Timer(limit_s, _kill, [self._process])
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -167,8 +157,40 @@ def _summands(numbers_NK: np.ndarray) -> np.ndarray:
     return found_NK
 
 
-def _java() -> list[str]:
-    found = shutil.which("java")
-    if found is None:
+@contextmanager
+def _java(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A Java program that runs in `folder` and is gone afterwards. Raises JavaError where there is no Java to start."""
+    java = shutil.which("java")
+    if java is None:
         raise JavaError("there is no `java` on the PATH")
-    return [found]
+    try:
+        process = subprocess.Popen(
+            [java, *arguments],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # It repeats characters that it does not know: text of a patient.
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise JavaError(f"`java` does not start ({type(error).__name__})") from None
+    try:
+        yield process
+    finally:
+        _kill(process)
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        process.wait()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With what it started: `java` may be a script that starts the real one."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
-"""RadGraph, CheXbert, BERTScore and other measures of radiology reports, by the `RadEval` package (Xu et al., EMNLP 2025 demos).
+"""RadGraph, CheXbert, BERTScore and other measures of radiology reports, by the `RadEval` package.
 
-The package is the extra `radeval`; it fetches each metric's weights when the metric is first asked for.
+Xu et al., EMNLP 2025 (demonstrations). The package is the extra `radeval`; it fetches a metric's weights when it is
+first asked for it.
 """
 
 import math
