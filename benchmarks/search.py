@@ -28,8 +28,8 @@ from typing import Any
 import typer
 from ray import tune
 
-from benchmarks._measure import JsonOption, QuickOption, Round, Sample, a_a, finish, per_arm, ratio, run_rounds, timed
-from benchmarks._ray import scratch_with_ray
+from benchmarks._measure import JsonOption, QuickOption, Round, Sample, a_a, finish, per_arm, ratio, run_rounds
+from benchmarks._ray import scratch_with_ray, timed_with_workers
 from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.config import SearchConfig, TrainConfig, load_config
 from pefomed_ray.config.load import set_key
@@ -140,7 +140,7 @@ def searched(arm: str, folder: Path, count: int) -> tuple[Trials, Sample]:
     values["training"] |= TRAINING
     first = check_search(search, values)
     with scratch_with_ray(CPUS_AT_TWO[arm]):
-        _, sample = timed(lambda: STARTS[arm](search, first))
+        _, sample = timed_with_workers(lambda: STARTS[arm](search, first))
     return [trial_of(output / TRIALS_FOLDER / f"{number:04d}") for number in range(count)], sample
 
 
