@@ -25,10 +25,11 @@ def judge(
     """Have a language model judge predictions, over any OpenAI-compatible endpoint; flagged where it can be fooled."""
     from pefomed_ray.artifacts.storage import local_path
     from pefomed_ray.cli.options import judge_config, task_named
+
+    source, target, kind, config = local_path(predictions), local_path(output), task_named(task), judge_config(options)
     from pefomed_ray.cli.progress import bar
     from pefomed_ray.evaluation.judge.files import judge_file
 
-    source, target, kind, config = local_path(predictions), local_path(output), task_named(task), judge_config(options)
     with bar("judging", "questions") as on_progress:
         judged = judge_file(source, kind, config, target, lambda cost: _accept(cost, config, yes=yes), on_progress)
     result = judged.result

@@ -7,6 +7,7 @@ the digest in its metadata, before another is started.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import openai
@@ -27,46 +28,44 @@ DIGEST_NAME = "pefomed_ray_questions"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
-def is_under_way(questions: Mapping[str, Asked], replies: ReplyCache) -> bool:
-    """Whether a job for exactly these questions was started before."""
-    return replies.batch_of(digest_of(sorted(questions))) is not None
+async def job_of(asker: Asker, questions: Mapping[str, Asked], replies: ReplyCache) -> str | None:
+    """The id of the job that was started for exactly these questions before, if there is one.
+
+    Raises PefomedError where the endpoint cannot be asked.
+    """
+    digest = digest_of(sorted(questions))
+    async with _explained(asker):
+        return replies.batch_of(digest) or await _started(_patient(asker), digest, replies)
 
 
 async def ask_batch(
-    asker: Asker, questions: Mapping[str, Asked], replies: ReplyCache
+    asker: Asker, questions: Mapping[str, Asked], replies: ReplyCache, job: str | None
 ) -> AsyncIterator[tuple[str, Reply | Unanswered]]:
     """An outcome for each question (key -> what is asked). Replies are in the cache when they are yielded.
+
+    `job` is the one that `job_of` found for them; None starts one.
 
     What does not fit into the budget is not sent. A question whose result is missing, comes twice with different
     contents, or is no completion, is unanswered; results of other questions are passed over.
     Raises PefomedError where the job fails as a whole, or has not ended after `batch_wait_s`; the same call goes on.
     """
     digest = digest_of(sorted(questions))
-    batch_id = replies.batch_of(digest)
-    fitting = dict(questions) if batch_id else _fitting(asker, questions)
+    fitting = dict(questions) if job else _fitting(asker, questions)
     for key in questions.keys() - fitting.keys():
         yield key, Unanswered("budget")
     if not fitting:
         return
-    # What is only looked at may be looked at again; starting a job is done by hand, below.
-    client = asker.client.with_options(max_retries=asker.config.max_retries)
-    try:
-        batch_id = batch_id or await _started(client, digest) or await _start(asker, client, digest, fitting)
+    async with _explained(asker):
+        batch_id = job or await _start(asker, digest, fitting)
         replies.put_batch(digest, batch_id)
-        batch = await _ended(client, batch_id, asker.config.batch_wait_s)
-        results = [line async for line in _results(client, batch)]
-    except (openai.OpenAIError, ValueError) as error:
-        status = getattr(error, "status_code", None)
-        raise PefomedError(
-            f"{asker.config.base_url}: the batch job could not be had ({status or type(error).__name__}); the same "
-            "command goes on with it, batch=false asks one by one"
-        ) from None
+        batch = await _ended(_patient(asker), batch_id, asker.config.batch_wait_s)
+        results = [line async for line in _results(_patient(asker), batch)]
     outcomes = _outcomes(results, fitting)
     for key, outcome in outcomes.items():
         if isinstance(outcome, Reply):
             asker.budget.add(outcome, prompt_tokens(asker.prompt, fitting[key]))
             replies.put(key, outcome)
-    replies.drop_batch(digest)
+    replies.end_batch(digest, batch_id)
     for key, outcome in outcomes.items():
         yield key, outcome
     if batch.status == "failed":
@@ -74,6 +73,24 @@ async def ask_batch(
         raise PefomedError(
             f"{asker.config.base_url} refused the batch job {batch.id}: {', '.join(codes)}; batch=false asks one by one"
         )
+
+
+@asynccontextmanager
+async def _explained(asker: Asker) -> AsyncIterator[None]:
+    """What the endpoint does wrong, as a PefomedError."""
+    try:
+        yield
+    except (openai.OpenAIError, ValueError) as error:
+        status = getattr(error, "status_code", None)
+        raise PefomedError(
+            f"{asker.config.base_url}: the batch job could not be had ({status or type(error).__name__}); the same "
+            "command goes on with it, batch=false asks one by one"
+        ) from None
+
+
+def _patient(asker: Asker) -> openai.AsyncOpenAI:
+    """A client that retries: what is only looked at may be looked at again."""
+    return asker.client.with_options(max_retries=asker.config.max_retries)
 
 
 def _fitting(asker: Asker, questions: Mapping[str, Asked]) -> dict[str, Asked]:
@@ -88,25 +105,26 @@ def _fitting(asker: Asker, questions: Mapping[str, Asked]) -> dict[str, Asked]:
     return fitting
 
 
-async def _started(client: openai.AsyncOpenAI, digest: str) -> str | None:
-    """The id of a job for these questions that runs or has succeeded, among the newest hundred."""
+async def _started(client: openai.AsyncOpenAI, digest: str, replies: ReplyCache) -> str | None:
+    """The id of a job for these questions whose results may still be had, among the newest hundred."""
     try:
         page = await client.batches.list(limit=100)
     except openai.APIStatusError:
         return None  # an endpoint that lists no jobs
     for batch in getattr(page, "data", None) or []:
-        if (batch.metadata or {}).get(DIGEST_NAME) == digest and batch.status not in ("failed", "expired", "cancelled"):
+        is_ours = (batch.metadata or {}).get(DIGEST_NAME) == digest
+        if is_ours and batch.status not in ("failed", "expired", "cancelled") and not replies.was_read(batch.id):
             return batch.id
     return None
 
 
-async def _start(asker: Asker, client: openai.AsyncOpenAI, digest: str, questions: Mapping[str, Asked]) -> str:
+async def _start(asker: Asker, digest: str, questions: Mapping[str, Asked]) -> str:
     lines = [
         {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": asker.request(asked, asker.parameters)}
         for key, asked in questions.items()
     ]
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    file = await client.files.create(file=("judge.jsonl", data), purpose="batch")
+    file = await _patient(asker).files.create(file=("judge.jsonl", data), purpose="batch")
     # Not retried: a second job would be paid for, too. Should the reply be lost, the next run finds it in the list.
     batch = await asker.client.batches.create(
         input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={DIGEST_NAME: digest}

@@ -16,6 +16,8 @@ from pefomed_ray.evaluation.judge.reply import Reply
 
 BUSY_S = 30.0
 """How long to wait for another process that writes."""
+_READ = "read "
+"""Before the id of a job, in the place of its requests' digest."""
 
 
 def reply_key(asked: Asked, prompt: Prompt, config: JudgeConfig) -> str:
@@ -60,6 +62,11 @@ class ReplyCache:
         """Remember which job answers the requests with this digest."""
         self._file.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (requests, batch_id))
 
-    def drop_batch(self, requests: str) -> None:
-        """Forget a job that has ended."""
+    def end_batch(self, requests: str, batch_id: str) -> None:
+        """Remember that the results of a job were read: what they lack is for another job."""
         self._file.execute("DELETE FROM batches WHERE requests = ?", (requests,))
+        self._file.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (_READ + batch_id, batch_id))
+
+    def was_read(self, batch_id: str) -> bool:
+        """Whether a job's results were read."""
+        return self.batch_of(_READ + batch_id) is not None

@@ -16,7 +16,7 @@ from pefomed_ray.artifacts.records import Task
 from pefomed_ray.config.schema import JudgeConfig
 from pefomed_ray.evaluation.judge import canaries, results
 from pefomed_ray.evaluation.judge.ask import Asker, Unanswered
-from pefomed_ray.evaluation.judge.batch import ask_batch, is_under_way
+from pefomed_ray.evaluation.judge.batch import ask_batch, job_of
 from pefomed_ray.evaluation.judge.budget import Budget, Estimate, estimate, prompt_tokens
 from pefomed_ray.evaluation.judge.cache import ReplyCache, reply_key
 from pefomed_ray.evaluation.judge.endpoint import Licence, check_may_send, open_client
@@ -170,11 +170,12 @@ class _Asking:
         """Canaries at once, since they also show which parameters the endpoint takes; then the rows as one job."""
         rows = {key: asked for key, asked in self._left().items() if key not in self.plan.canary_keys}
         await self._ask_now(asker, {key: asked for key, asked in self._left().items() if key not in rows})
-        if rows and not asker.is_accepted and not is_under_way(rows, self.replies):
+        job = await job_of(asker, rows, self.replies) if rows and asker.error is None else None
+        if rows and job is None and not asker.is_accepted:
             first = next(iter(rows))
             await self._ask_now(asker, {first: rows.pop(first)})
-        if asker.error is None and rows:
-            async for key, outcome in ask_batch(asker, rows, self.replies):
+        if rows and asker.error is None:
+            async for key, outcome in ask_batch(asker, rows, self.replies, job):
                 self._done(key, outcome)
 
     async def _ask_now(self, asker: Asker, questions: Mapping[str, Asked]) -> None:
