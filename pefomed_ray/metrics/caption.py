@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import precook
 from pycocoevalcap.rouge.rouge import Rouge
 
 from pefomed_ray.metrics.intervals import Summed, mean_of
@@ -131,10 +132,10 @@ def _meteor(
 
 def _cider(references: Sequence[list[str]], predictions: Sequence[str]) -> Summed | NotComputed:
     """Consensus with the references, words weighed by how few of these items' references have them (0 to 10)."""
-    if len(predictions) < 2:
-        return NotComputed("CIDEr weighs words by how few items have them; one item says nothing about that")
-    if not any(text.split() for own in references for text in own):
-        return NotComputed("no reference has a word")
+    grams = [{gram for text in own for gram in precook(text)} for own in references]
+    if all(own == grams[0] for own in grams):
+        # The library's 0 would be of its weights, whatever is predicted.
+        return NotComputed("CIDEr weighs words by how few items' references have them; here all have the same words")
     said = {number: [text] for number, text in enumerate(predictions)}
     _, items = Cider().compute_score(dict(enumerate(references)), said)
     return mean_of(items, CIDER_HIGHEST)

@@ -26,6 +26,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert first["produced_by"] == {"bundle": "abc"}
 
 
+def test_several_references(tmp_path: Path) -> None:
+    lines = (
+        '{"id": "1", "answer": "b", "references": ["a", "b", "a"], "prediction": "a"}\n'
+        '{"id": "2", "answer": "c", "references": ["a", "b"], "prediction": "a"}\n'
+        '{"id": "3", "references": ["a", "b"], "prediction": "a"}\n'
+        '{"id": "4", "answer": "a", "references": null, "prediction": "a"}\n'
+    )
+    rows = read_predictions(file_of(tmp_path, lines))
+    assert [row.right for row in rows] == [("a", "b", "a"), ("c", "a", "b"), ("a", "b"), ("a",)]
+    assert rows[2].answer == "a"
+    write_predictions(tmp_path / "again.jsonl", rows, {})
+    assert read_predictions(tmp_path / "again.jsonl") == rows
+
+
 def test_answer_type_of_vqa_rad_and_numbers(tmp_path: Path) -> None:
     rows = read_predictions(file_of(tmp_path, GOOD + '{"id": 2, "answer": 4, "prediction": "4"}\n'))
     assert rows[0].answer_type == "closed"
@@ -46,6 +60,9 @@ def test_no_usable_prediction_is_none(tmp_path: Path, prediction: str) -> None:
         ('{"id": "2", "question": "secret"}', "'answer' is missing"),
         ('{"id": "2", "answer": {"text": "secret"}}', "'answer' is not text"),
         ('{"id": "2", "answer": "secret", "answer_type": "secret"}', "answer_type"),
+        ('{"id": "2", "answer": "secret", "references": "secret"}', "'references' is not a list of texts"),
+        ('{"id": "2", "answer": "secret", "references": ["secret", 1]}', "'references' is not a list of texts"),
+        ('{"id": "2", "references": []}', "'answer' is missing"),
         ('{"id": "1", "answer": "secret"}', "id is that of line 1"),
     ],
 )

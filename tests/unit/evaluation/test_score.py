@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pytest
 
+from pefomed_ray.artifacts.records import Task
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.evaluation.predictions import Prediction, write_predictions
-from pefomed_ray.evaluation.score import score_by_question_type, score_file, score_rows, unique_output_ratio
+from pefomed_ray.evaluation.score import (
+    item_scores,
+    radiology_scores,
+    score_by_question_type,
+    score_file,
+    score_rows,
+    score_rows_fully,
+    unique_output_ratio,
+)
+from pefomed_ray.metrics.caption import CAPTION_METRICS
+from pefomed_ray.metrics.radiology import Radiology
 from pefomed_ray.metrics.vqa import pefomed, strict
 
 NAMES = ["exact_match", "exact_match_open", "exact_match_closed", "token_f1", "token_recall", "rougeL"]
@@ -87,3 +98,102 @@ def test_published_accuracies(parity_dir: Path, tmp_path: Path) -> None:
     assert {kind: round(100 * s["exact_match"]["value"], 2) for kind, s in by_type.items()} == published[
         "perQuestionType"
     ]
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+
+CAPTIONS = [
+    Prediction("1", "", "the lungs are clear", "the lungs are clear", group="a"),
+    Prediction("2", "", "no effusion", "large effusion", group="b", references=("there is a large effusion",)),
+    Prediction("3", "", "normal heart", None, group="b"),
+    Prediction("4", "", "stable exam", "stable heart", group="c"),
+]
+
+
+@pytest.mark.usefixtures("no_java")
+def test_captions_in_full() -> None:
+    quick, full = score_rows(CAPTIONS, "report", strict), score_rows_fully(CAPTIONS, "report", strict)
+    assert list(full) == [*quick, *CAPTION_METRICS]
+    assert {name: full[name] for name in quick} == quick
+    for name in CAPTION_METRICS:
+        if name != "meteor":
+            assert (full[name]["n"], full[name]["unscored"], full[name]["tokenizer"]) == (3, 1, "lower_split")
+            low, high = full[name]["ci95"]
+            assert low <= full[name]["value"] <= high
+    assert full["meteor"] == {
+        "value": None,
+        "n": 0,
+        "unscored": 4,
+        "ci95": None,
+        "not_computed": "METEOR needs Java: there is no `java` on the PATH",
+    }
+
+
+@pytest.mark.usefixtures("no_java")
+def test_the_nearest_reference_counts() -> None:
+    scores = item_scores(CAPTIONS, "caption", strict)
+    assert scores["rougeL"] == pytest.approx([1.0, 4 / 7, None, 0.5])
+    # Precision is best against the second text, 2 of 2 words; recall against the first, 1 of 2; beta is 1.2.
+    assert scores["rougeL_coco"][1] == pytest.approx(1.0 * 0.5 * 2.44 / (0.5 + 1.44 * 1.0))
+    answers = [Prediction("1", "Which?", "left", "Right.", "open", references=("right",))]
+    assert score_rows(answers, "vqa", strict)["exact_match"]["value"] == 1.0
+    assert score_rows([replace(answers[0], references=())], "vqa", strict)["exact_match"]["value"] == 0.0
+
+
+@pytest.mark.usefixtures("no_java")
+@pytest.mark.parametrize("task", ["vqa", "report"])
+def test_items_add_up_to_the_means(task: Task) -> None:
+    rows = ROWS if task == "vqa" else CAPTIONS
+    items, scores = item_scores(rows, task, strict), score_rows_fully(rows, task, strict)
+    assert list(items) == list(scores)
+    for name, values in items.items():
+        known = [value for value in values if value is not None]
+        assert len(values) == len(rows)
+        assert len(known) == scores[name]["n"]
+        if name not in ("bleu1", "bleu2", "bleu3", "bleu4", "meteor"):
+            assert sum(known) / len(known) == pytest.approx(scores[name]["value"]), name
+    assert items["rougeL"][4 if task == "vqa" else 2] is None
+
+
+def test_one_caption_has_no_cider() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        scores = score_rows_fully(CAPTIONS[:1], "caption", strict)
+        nothing = score_rows_fully(CAPTIONS[2:3], "caption", strict)
+    assert (scores["cider"]["value"], scores["cider"]["n"], scores["cider"]["unscored"]) == (None, 0, 1)
+    assert "all have the same words" in scores["cider"]["not_computed"]
+    assert nothing["bleu1"] == {"value": None, "n": 0, "unscored": 1, "ci95": None}
+
+
+def test_the_quick_metrics_start_no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pefomed_ray.evaluation.score.caption_metrics", refuse)
+    score_rows(CAPTIONS, "report", strict)
+    score_rows_fully(ROWS, "vqa", strict)
+    with pytest.raises(AssertionError):
+        score_rows_fully(CAPTIONS, "report", strict)
+
+
+def test_radiology_counts_what_it_got_no_number_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(names: list[str], references: list[str], predictions: list[str]) -> Radiology:
+        assert (names, len(references), len(predictions)) == (["f1chexbert"], 3, 3)
+        return Radiology({"sample_acc": [1.0, None, 0.5], "nothing": [None, None, None]}, {"micro_f1": 0.25})
+
+    monkeypatch.setattr("pefomed_ray.evaluation.score.radiology_metrics", found)
+    scores = radiology_scores(CAPTIONS, ["f1chexbert"])
+    assert {name: (s["value"], s["n"], s["unscored"]) for name, s in scores.items()} == {
+        "sample_acc": (0.75, 2, 2),
+        "nothing": (None, 0, 4),
+        "micro_f1": (0.25, 3, 1),
+    }
+    assert scores["nothing"]["not_computed"] == "RadEval gave no number"
+
+
+def test_a_metric_that_is_not_there_is_found_before_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'spice' is not known"):
+        score_file(tmp_path / "none.jsonl", "report", "strict", ["spice"])

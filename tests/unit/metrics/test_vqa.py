@@ -3,7 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pefomed_ray.errors import ConfigError
-from pefomed_ray.metrics.vqa import NORMALIZERS, exact_match, normalizer_named, pefomed, strict, token_f1
+from pefomed_ray.metrics.vqa import (
+    NORMALIZERS,
+    exact_match,
+    normalizer_named,
+    pefomed,
+    strict,
+    token_f1,
+    token_recall,
+)
 
 EQUAL = [
     ("Yes", "yes."),
@@ -73,3 +81,16 @@ def test_unknown_normalizer_is_named_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"'lenient'.*strict, pefomed"):
         normalizer_named("lenient")
     assert normalizer_named("strict") is NORMALIZERS["strict"]
+
+
+def test_token_recall_by_hand() -> None:
+    assert token_recall("the left lower lobe", "left lung") == pytest.approx(1 / 2)
+    assert token_recall("it is in the Left Lung.", "left lung") == 1.0
+    assert token_recall("heart", "left lung") == 0.0
+    assert token_recall("", "left lung") == token_recall("left", "") == 0.0
+    assert token_recall("lung, heart", "heart, liver") == pytest.approx(1 / 2)
+
+
+def test_token_recall_has_the_oddity_of_its_source() -> None:
+    # LLaVA-Med's calculate_f1score: tp = 3 (as often as it is said), fn = 1.
+    assert token_recall("left left left", "left lung") == pytest.approx(3 / 4)
