@@ -51,7 +51,7 @@ def _rate(done: int, started: float, unit: str) -> str:
 def metrics_table(path: Path) -> None:
     """An evaluation's metrics beside its controls."""
     metrics = read_json(path)
-    names = [name for name, found in metrics.items() if isinstance(found, dict) and "value" in found]
+    names = [name for name, found in metrics.items() if isinstance(found, dict) and "ci95" in found]
     controls = list(metrics["controls"])
     rows = []
     for name in names:

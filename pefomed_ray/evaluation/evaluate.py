@@ -154,7 +154,7 @@ def evaluate(
 
 def metric_values(metrics: dict[str, Any]) -> dict[str, float | None]:
     """Metric name -> value of a `metrics.json`'s top level."""
-    return {name: found["value"] for name, found in metrics.items() if isinstance(found, dict) and "value" in found}
+    return {name: found["value"] for name, found in metrics.items() if isinstance(found, dict) and "ci95" in found}
 
 
 def _identity(model: str | Path | Endpoint, task: Task) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _answers(metrics: dict[str, Any]) -> list[str]:
     if count > UNSCORED * metrics["rows"]:
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(unscored.items()))
         found.append(
-            f"{count} of {metrics['rows']} rows have no answer and are in no score: {reasons}. "
+            f"{count:,} of {metrics['rows']:,} rows have no answer and are in no score: {reasons}. "
             "Which rows those are may favour the model."
         )
     if len(metrics["answered"]["by"]) > 1:

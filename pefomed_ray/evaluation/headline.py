@@ -59,8 +59,9 @@ def _conclusion(metrics: dict[str, Any], primary: str) -> str:
     ahead, interval = difference["value"], difference["ci95"]
     if interval is None or interval[0] <= 0:
         return "So these numbers do not show that it looks at the pictures."
+    unit = "questions of 100" if metrics["task"] == "vqa" else "points of 100"
     return (
-        f"So it is ahead of the best that needs no picture by {_whole(ahead)} points "
+        f"So it is ahead of the best that needs no picture by {_whole(ahead)} {unit} "
         f"(95 % interval {_whole(interval[0])} to {_whole(interval[1])})."
     )
 

@@ -89,6 +89,7 @@ def test_what_is_written(bundle: Path, make_shards: MakeShards, tmp_path: Path) 
     assert done == [(number, 28) for number in range(1, 29)]
     assert answer["values"]["exact_match"] == 1.0
     assert answer["values"]["exact_match_closed"] is None
+    assert "image_overlap_with_training" not in answer["values"]
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["exact_match"]["n"] == metrics["rows"] == 7
     assert list(metrics["controls"]) == CONTROLS

@@ -45,7 +45,7 @@ def test_headline_of_questions() -> None:
         "images.",
         "Shown grey pictures, it still gets 40 of 100; giving the most frequent training answer to the same question, "
         "without any model, gets 50 of 100.",
-        "So it is ahead of the best that needs no picture by 14 points (95 % interval 11 to 17).",
+        "So it is ahead of the best that needs no picture by 14 questions of 100 (95 % interval 11 to 17).",
     ]
 
 
