@@ -154,9 +154,7 @@ class Asker:
         self.budget.begin_call()
         try:
             async with asyncio.timeout(self.config.timeout_s):
-                response = await self.client.chat.completions.with_raw_response.create(
-                    **self.request(asked, parameters)
-                )
+                response = await self._create(**self.request(asked, parameters))
             reply = read_reply(json.loads(response.content))
         except (openai.APITimeoutError, TimeoutError):
             self.budget.add_unanswered(tokens_in)

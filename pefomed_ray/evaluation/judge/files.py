@@ -95,17 +95,15 @@ def _writing(output: Path, asked: dict[str, Any]) -> Iterator[None]:
     """
     if not (output / ASKED_FILE).is_file():
         check_output_is_free(output)
-    output.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / ASKED_FILE, asked)
     lock = FileLock(output / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(f"output {str(output)!r}: another judge is writing there; wait for it, or end it") from None
     try:
-        if (output / ASKED_FILE).is_file():
-            check_same(asked, read_json(output / ASKED_FILE), output)
-        else:
-            write_json(output / ASKED_FILE, asked)
+        check_same(asked, read_json(output / ASKED_FILE), output)
         yield
     finally:
         lock.release()
