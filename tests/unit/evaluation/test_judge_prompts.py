@@ -130,10 +130,11 @@ def test_the_same_injections_move_a_score_where_nothing_is_escaped(
     """The control: the stub can be moved, by what a plain prompt lets through."""
     plain: Callable[[Any], str] = lambda texts: "\n".join(f"{name}: {text}" for name, text in texts.items())  # noqa: E731
     monkeypatch.setattr(prompts, "escaped_json", plain)
-    assert sum(judge_all(gullible, tmp_path, INJECTIONS)) / len(INJECTIONS) > 0.2
+    some = INJECTIONS[::3]
+    assert sum(judge_all(gullible, tmp_path, some)) / len(some) > 0.2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(), st.text(), st.lists(st.text(), min_size=1))
 def test_any_text_comes_back_whole_from_between_the_lines(question: str, candidate: str, references: list[str]) -> None:
     asked = Asked("a", 0, question, tuple(references), candidate)

@@ -76,7 +76,7 @@ def test_refused_filtered_and_cut_short_replies() -> None:
     assert read_verdict(reply(None), 1) == (None, "empty")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text() | st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists).map(json.dumps))
 def test_no_text_scores_outside_the_scale(text: str) -> None:
     score, reason = read_verdict(reply(text), 4)

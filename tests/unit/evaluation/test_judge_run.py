@@ -22,8 +22,6 @@ from pefomed_ray.evaluation.judge.run import JudgeResult, judge_rows
 from pefomed_ray.evaluation.predictions import Prediction
 from tests.judge_server import FAULTS, FINGERPRINT, MODEL, Item, Judge, serving
 
-CANARIES = 6
-"""Kinds."""
 RETRIES = 1
 TIMEOUT_S = 1.5
 PASSING = {
@@ -244,22 +242,22 @@ CALL_USD = (400 * 2 + 10 * 20) / 1e6
 
 
 def test_spending_ends_at_the_cap(judge: Judge, tmp_path: Path) -> None:
-    asked = rows([f"q{i}" for i in range(60)])
+    asked = rows([f"q{i}" for i in range(40)])
     judge.delay_s = 0.02
-    capped = run(judge, asked, tmp_path, **PRICES, cap_usd=20 * CALL_USD, concurrency=4)
+    capped = run(judge, asked, tmp_path, **PRICES, cap_usd=12 * CALL_USD, concurrency=4)
     spent = len(judge.chats) * CALL_USD
     assert capped.usage["cost_usd"] == pytest.approx(spent)
-    assert 20 * CALL_USD <= spent + 1e-9 <= (20 + 4) * CALL_USD
+    assert 12 * CALL_USD <= spent + 1e-9 <= (12 + 4) * CALL_USD
     unscored = [one.unscored for one in capped.judgements if one.unscored]
     assert set(unscored) == {"budget"}
-    assert len(unscored) == 60 - len(judge.chats)
+    assert len(unscored) == 40 - len(judge.chats)
     assert any("budget" in flag for flag in capped.flags)
     before = len(judge.chats)
-    again = run(judge, asked, tmp_path, **PRICES, cap_usd=20 * CALL_USD, concurrency=4)
+    again = run(judge, asked, tmp_path, **PRICES, cap_usd=12 * CALL_USD, concurrency=4)
     assert (again.usage["calls"], len(judge.chats)) == (0, before)  # the cap counts what the cache holds
     whole = run(judge, asked, tmp_path, **PRICES)
-    assert whole.metrics["judge_accuracy"]["n"] == 60
-    assert len(judge.chats) == 60
+    assert whole.metrics["judge_accuracy"]["n"] == 40
+    assert len(judge.chats) == 40
 
 
 def test_a_number_of_calls_is_never_passed(judge: Judge, tmp_path: Path) -> None:
@@ -287,13 +285,10 @@ def test_without_usage_the_dear_estimate_counts(judge: Judge, tmp_path: Path) ->
         (("max_tokens", "temperature"), {"response_format": "json_schema", "max_completion_tokens": 256}),
     ],
 )
-@pytest.mark.parametrize("unnamed", [False, True])
 def test_what_an_endpoint_does_not_know_is_left_out_once(
-    judge: Judge, tmp_path: Path, unknown: tuple[str, ...], kept: dict[str, Any], unnamed: bool
+    judge: Judge, tmp_path: Path, unknown: tuple[str, ...], kept: dict[str, Any]
 ) -> None:
-    if unnamed and "temperature" in unknown:
-        pytest.skip("what is always needed is given up only by name")
-    judge.unknown, judge.unnamed = unknown, unnamed
+    judge.unknown = unknown
     result = run(judge, rows([f"q{i}" for i in range(8)]), tmp_path)
     assert result.metrics["judge_accuracy"]["n"] == 8
     assert result.about["asked_with"].items() >= kept.items()
@@ -301,6 +296,13 @@ def test_what_an_endpoint_does_not_know_is_left_out_once(
     assert refused <= 5
     accepted = [request.body for request in judge.chats[refused:]]
     assert all(body.keys() == accepted[0].keys() for body in accepted)
+
+
+def test_an_endpoint_that_does_not_say_what_it_refuses(judge: Judge, tmp_path: Path) -> None:
+    judge.unknown, judge.unnamed = ("response_format", "store"), True
+    result = run(judge, rows(["q0", "q1"]), tmp_path)
+    assert result.metrics["judge_accuracy"]["n"] == 2
+    assert result.about["asked_with"] == {"temperature": 0.0, "max_tokens": 256, "seed": 42, "response_format": None}
 
 
 def test_an_item_that_is_refused_leaves_the_parameters_to_the_others(judge: Judge, tmp_path: Path) -> None:
@@ -339,12 +341,12 @@ def test_rows_without_a_prediction_are_unscored_and_not_asked(judge: Judge, tmp_
 
 
 def test_a_sample_is_the_same_rows_each_time(judge: Judge, tmp_path: Path) -> None:
-    found = rows([f"q{i}" for i in range(50)])
-    first = [one.id for one in run(judge, found, tmp_path, sample=7).judgements]
-    assert len(set(first)) == 7
+    found = rows([f"q{i}" for i in range(30)])
+    first = [one.id for one in run(judge, found, tmp_path, sample=4).judgements]
+    assert len(set(first)) == 4
     assert first == sorted(first, key=lambda name: int(name.removeprefix("id-")))
-    assert [one.id for one in run(judge, found, tmp_path, sample=7).judgements] == first
-    assert [one.id for one in run(judge, found, tmp_path, sample=7, seed=1).judgements] != first
+    assert [one.id for one in run(judge, found, tmp_path, sample=4).judgements] == first
+    assert [one.id for one in run(judge, found, tmp_path, sample=4, seed=1).judgements] != first
 
 
 def test_who_judged_is_written_down_and_a_change_of_model_is_a_flag(judge: Judge, tmp_path: Path) -> None:
@@ -367,19 +369,21 @@ def test_who_judged_is_written_down_and_a_change_of_model_is_a_flag(judge: Judge
         (lambda item, best: 99, "No canary"),
     ],
 )
-@pytest.mark.parametrize("task", ["vqa", "report"])
-def test_canaries_flag_a_judge_that_can_be_fooled(
-    judge: Judge, tmp_path: Path, task: Task, verdict: Any, word: str
-) -> None:
+def test_canaries_flag_a_judge_that_can_be_fooled(judge: Judge, tmp_path: Path, verdict: Any, word: str) -> None:
     judge.verdict = verdict
-    result = run(judge, rows([f"q{i}" for i in range(5)]), tmp_path, task, canaries=2)
+    result = run(judge, rows(["q0", "q1"]), tmp_path, "report", canaries=1)
     assert result.flagged
     assert any(word in flag for flag in result.flags)
-    judge.verdict = Judge().verdict
-    honest = run(judge, rows([f"q{i}" for i in range(5)]), tmp_path / "control", task, canaries=2)
+
+
+@pytest.mark.parametrize("task", ["vqa", "report"])
+def test_canaries_pass_an_honest_judge(judge: Judge, tmp_path: Path, task: Task) -> None:
+    """The control, and canaries are in no score."""
+    honest = run(judge, [*rows(["q0", "q1"]), Prediction("id-2", "q2", "yes", "no")], tmp_path, task, canaries=2)
     assert not honest.flagged
-    assert honest.about["canaries"]["reference"]["mean"] == (1 if task == "vqa" else 4)
-    assert honest.metrics[next(iter(honest.metrics))]["n"] == 5  # canaries are in no score
+    best = 1 if task == "vqa" else 4
+    assert honest.about["canaries"]["reference"] == {"mean": best, "highest": best, "n": 2, "unscored": 0}
+    assert honest.metrics[next(iter(honest.metrics))]["n"] == 3
 
 
 def test_nothing_may_not_rank_above_the_rows(judge: Judge, tmp_path: Path) -> None:
@@ -421,7 +425,7 @@ def test_no_text_of_a_patient_is_in_an_error_or_a_log(
     canary = "Canary-93f1"
     caplog.set_level(logging.INFO)
     judge.faults = {"*": ["error_400"] * 99}
-    found = [Prediction(str(i), f"{canary} {i}", canary, canary) for i in range(20)]
+    found = [Prediction(str(i), f"{canary} {i}", canary, canary) for i in range(ask.GIVE_UP_AFTER)]
     with pytest.raises(PefomedError) as caught:
         run(judge, found, tmp_path)
     assert canary in judge.chats[0].user  # the control: it was sent
