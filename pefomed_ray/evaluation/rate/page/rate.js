@@ -312,6 +312,7 @@ document.addEventListener("keydown", (event) => {
 
 byId("skip").addEventListener("click", KEYS.s);
 byId("undo").addEventListener("click", KEYS.u);
+byId("to-comment").addEventListener("click", KEYS.c);
 byId("previous").addEventListener("click", KEYS.ArrowLeft);
 byId("next").addEventListener("click", KEYS.ArrowRight);
 byId("open-help").addEventListener("click", KEYS["?"]);
