@@ -55,14 +55,16 @@ def _accept(cost: "Estimate", config: "JudgeConfig", *, yes: bool) -> None:
     """Say what it may cost; above the limit, or where nobody knows, a person at a terminal is asked."""
     from pefomed_ray.cli.limits import accept
 
-    known = f"${cost.cost_usd:,.2f} at most" if cost.cost_usd is not None else "cost unknown without prices"
-    if config.local and cost.cost_usd is None:
-        known = "no cost (local)"
+    if cost.cost_usd is not None:
+        price, is_dear = f"${cost.cost_usd:,.2f} at most", cost.cost_usd > config.limit_usd
+        why = f"over limit_usd={config.limit_usd:g}"
+    else:
+        price, is_dear = ("on machines of your own" if config.local else "at an unknown price"), not config.local
+        why = "for want of price_in_usd and price_out_usd"
     amount = (
-        f"{cost.calls:,} questions, about {cost.prompt_tokens:,} tokens and {cost.completion_tokens:,} of replies at "
-        f"most: {known}"
+        f"{cost.calls:,} questions of about {cost.prompt_tokens:,} tokens, replies of {cost.completion_tokens:,} at "
+        f"most, {price}"
     )
     say(f"to be asked: {amount}")
-    is_dear = cost.cost_usd > config.limit_usd if cost.cost_usd is not None else not config.local
     if cost.calls and is_dear and not yes:
-        accept("judging", f"{amount}, over limit_usd={config.limit_usd:g}", "ask them")
+        accept("judging", f"{amount}, {why}", "ask them")

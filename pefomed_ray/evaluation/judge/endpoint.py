@@ -44,7 +44,7 @@ def check_may_send(config: JudgeConfig, licence: Licence | None) -> None:
     if "restricted" in (licence, config.licence):
         why = "the data are of a restricted corpus: its licence lets no text go to a service of others"
     else:
-        why = "nobody says that the data are open: neither the rows (produced_by.licence) nor licence=open"
+        why = "nobody says that the data are open: the rows do not (produced_by.licence), nor does licence=open"
     raise RefusedError(
         f"{why}, and {config.base_url} is not declared local. Where it runs on machines that the licence covers, say "
         "so by local=true; an address alone, even this machine's own, does not show that. Nothing was sent"
