@@ -7,13 +7,14 @@ RIGHT_OR_WRONG = {
     0: "Wrong, partly right or beside the question",
 }
 LIKERT = {
-    4: "Says the same; nothing important differs",
-    3: "Small differences that would change nothing",
-    2: "Half: some of what is important is right",
-    1: "Mostly missing or wrong",
-    0: "All wrong, or nothing usable",
+    4: "Same findings and conclusions; only the wording differs",
+    3: "All findings that matter are right; small details differ",
+    2: "Main finding right; others missing, wrong or made up",
+    1: "Little agrees: main finding missing or wrong",
+    0: "Nothing that matters agrees, or not usable",
 }
-"""Five points, as the paper's judge gives to reports (arXiv 2401.02797); the words are ours."""
+"""Five points, as the paper's judge gives to reports (arXiv 2401.02797); in short what our judge is told
+(`judge/prompts/report-1.txt`), so that people and models score by the same words."""
 
 
 def scale_of(task: Task) -> dict[int, str]:
