@@ -34,7 +34,7 @@ from pefomed_ray.evaluation.remote import ask_endpoint, instruction
 from pefomed_ray.evaluation.report import choose_examples, render_report
 from pefomed_ray.evaluation.score import (
     score_by_question_type,
-    score_rows_fully,
+    score_systems_fully,
     unique_output_ratio,
 )
 from pefomed_ray.evaluation.verdicts import read_verdicts
@@ -116,11 +116,12 @@ def evaluate(
     constant = constant_text([row["answer"] for row in training]) if task != "vqa" else None
     rows |= _text_baselines(rows["image"], texts, constant)
     normalize = normalizer_named(normalizer)
+    found = score_systems_fully(rows, task, normalize)
     metrics: dict[str, Any] = {
         "schema_version": 1,
-        **score_rows_fully(rows["image"], task, normalize),
+        **found["image"],
         **(verdicts.metrics if verdicts else {}),
-        "controls": {name: score_rows_fully(own, task, normalize) for name, own in rows.items() if name != "image"},
+        "controls": {name: own for name, own in found.items() if name != "image"},
         "against_controls": _against_controls(rows, task, normalize),
         "unique_output_ratio": unique_output_ratio(rows["image"], normalize),
         "unique_reference_ratio": unique_output_ratio(_references(rows["image"]), normalize),

@@ -5,7 +5,7 @@ start Java. docs/metrics.md has every metric.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,21 @@ def score_rows(rows: Sequence[Prediction], task: Task, normalizer: Normalizer) -
 
 def score_rows_fully(rows: Sequence[Prediction], task: Task, normalizer: Normalizer) -> Scores:
     """Every metric of the task. For captions and reports it may run Java for a minute."""
-    return _to_json(all_metrics([rows], task, normalizer)[0], rows)
+    return score_systems_fully({"": rows}, task, normalizer)[""]
+
+
+def score_systems_fully(
+    systems: Mapping[str, Sequence[Prediction]], task: Task, normalizer: Normalizer
+) -> dict[str, Scores]:
+    """`score_rows_fully` of what several systems said of the same rows; Java starts once for all that lack the same."""
+    alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, rows in systems.items():
+        alike[_with_prediction(rows)].append(name)
+    scores: dict[str, Scores] = {}
+    for names in alike.values():
+        found = all_metrics([systems[name] for name in names], task, normalizer)
+        scores |= {name: _to_json(own, systems[name]) for name, own in zip(names, found, strict=True)}
+    return {name: scores[name] for name in systems}
 
 
 def item_scores(rows: Sequence[Prediction], task: Task, normalizer: Normalizer) -> dict[str, list[float | None]]:

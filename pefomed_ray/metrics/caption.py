@@ -50,6 +50,8 @@ def caption_metrics(references: Sequence[Sequence[str]], systems: Sequence[Seque
 
     All systems are tokenised alike. Without a Java that works the tokeniser is `lower_split` and METEOR is NotComputed.
     """
+    if not references:
+        return Captions("lower_split", tuple(measured([], [], JavaError("not started")) for _ in systems))
     texts = [text for own in references for text in own] + [text for predictions in systems for text in predictions]
     problem = None
     try:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from pefomed_ray.evaluation.score import (
     score_file,
     score_rows,
     score_rows_fully,
+    score_systems_fully,
     unique_output_ratio,
 )
-from pefomed_ray.metrics.caption import CAPTION_METRICS
+from pefomed_ray.metrics.caption import CAPTION_METRICS, Captions, caption_metrics
 from pefomed_ray.metrics.radiology import Radiology
 from pefomed_ray.metrics.vqa import pefomed, strict
 
@@ -130,6 +132,26 @@ def test_captions_in_full() -> None:
         "ci95": None,
         "not_computed": "METEOR needs Java: there is no `java` on the PATH",
     }
+
+
+def test_systems_share_one_java_where_they_lack_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    alone = {
+        "model": CAPTIONS,
+        "constant": [replace(row, prediction=row.prediction and "stable") for row in CAPTIONS],
+        "silent": [replace(row, prediction=None) for row in CAPTIONS],
+    }
+    expected = {name: score_rows_fully(rows, "report", strict) for name, rows in alone.items()}
+    asked = []
+
+    def counted(references: Sequence[Sequence[str]], systems: Sequence[Sequence[str]]) -> Captions:
+        asked.append((len(references), len(systems)))
+        return caption_metrics(references, systems)
+
+    monkeypatch.setattr("pefomed_ray.evaluation.score.caption_metrics", counted)
+    assert score_systems_fully(alone, "report", strict) == expected
+    assert asked == [(3, 2), (0, 1)]
+    assert list(expected) == ["model", "constant", "silent"]
 
 
 @pytest.mark.usefixtures("no_java")

@@ -101,7 +101,11 @@ def test_all_systems_are_tokenised_alike(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_prediction_at_all() -> None:
-    assert set(measured([], [], NO_JAVA).values()) == {NotComputed("no row has a prediction")}
+    nothing = {NotComputed("no row has a prediction")}
+    assert set(measured([], [], NO_JAVA).values()) == nothing
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption, "ptb_tokens", None)  # not called, so no Java starts
+        assert [set(system.values()) for system in caption_metrics([], [[], []]).systems] == [nothing, nothing]
 
 
 def test_the_interval_of_bleu_is_that_of_resampled_corpora() -> None:
