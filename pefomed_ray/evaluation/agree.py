@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.artifacts.storage import publishing, sha256_bytes, write_bytes, write_json
+from pefomed_ray.artifacts.storage import publishing, sha256_bytes, sha256_file, write_bytes, write_json
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.evaluation.agreement_figure import draw_figure
 from pefomed_ray.evaluation.agreement_page import Corpus, open_corpus, render_page
@@ -46,6 +46,9 @@ DISPUTED = 0.5
 """How far apart two measures must be, from 0 to 1, for an item to be listed."""
 LISTED = 6
 """Items of each kind of disagreement."""
+COMMON = 0.9
+"""A measure that scored less than this share of the items that the others did is never called the best: easier items
+make a better measure. How far it is behind is found on the items in common."""
 OTHERS = "the other raters"
 
 
@@ -103,10 +106,11 @@ def agree(asked: Asked, output: Path) -> dict[str, Any]:
 
 def _measures(asked: Asked, rows: Sequence[Prediction]) -> tuple[list[Measure], Measure]:
     """All measures in the order of tables, and the one that the others are held against."""
-    judges = [judge_measure(path, rows, asked.task) for path in asked.judges]
+    digest = sha256_file(asked.predictions)
+    judges = [judge_measure(path, rows, asked.task, digest) for path in asked.judges]
     raters = rater_measures(asked.ratings, rows, asked.task, asked.model)
     scores = item_scores(rows, asked.task, normalizer_named(asked.normalizer))
-    measures = [*automatic_measures(scores, asked.metrics), *judges, *raters]
+    measures = [*automatic_measures(scores, rows, asked.metrics), *judges, *raters]
     if len(raters) > 1:
         measures.append(people(raters, asked.task))
     check_names(measures)
@@ -126,6 +130,7 @@ def _measure_to_json(measure: Measure, clusters: np.ndarray) -> dict[str, Any]:
         "unscored": dict(measure.unscored),
         "mean": None if found.value is None else found.value * measure.scale.best,
         "ci95": interval,
+        "flags": list(measure.flags),
     }
 
 
@@ -211,9 +216,12 @@ def _add_distance_from_best(
         for row in compared
         if columns[row["measure"]].kind != "rater" and row["statistics"]["ordered"]["value"] is not None
     ]
-    best = max(able, key=lambda row: row["statistics"]["ordered"]["value"], default=None)
+    most = max((row["n"] for row in able), default=0)
+    whole = [row for row in able if row["n"] >= COMMON * most]
+    best = max(whole, key=lambda row: row["statistics"]["ordered"]["value"], default=None)
     for row in compared:
         row["best"] = row is best
+        row["fewer_items"] = row in able and row not in whole
         row["behind_best"] = None
         if best is not None and row in able and row is not best:
             three = (columns[best["measure"]], columns[row["measure"]], reference)

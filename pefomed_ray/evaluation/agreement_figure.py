@@ -20,6 +20,7 @@ INK, SOFT, LINE = "#1c2733", "#5b6b7b", "#dde3e9"
 COLOURS = {"judge": "#1769aa", "automatic": "#6b4fa0", "rater": "#b3541e", "people": "#b3541e"}
 MARKERS = {"judge": "s", "automatic": "o", "rater": "D", "people": "D"}
 KIND_WORDS = {"automatic": "automatic metric", "judge": "judge (a language model)", "rater": "one person"}
+TITLES = {"vqa": "answers", "report": "reports", "caption": "captions"}
 ROW_IN = 0.42
 LABEL_CHARACTERS = {False: 34, True: 17}
 
@@ -38,9 +39,9 @@ def draw_figure(result: Mapping[str, Any], *, narrow: bool) -> bytes:
     order, verdict = panels
     _panel(order, rows, result, "ordered", narrow)
     order.set_title(f"Same order as {whom}", loc="left", fontsize=11, color=INK, fontweight="bold")
-    order.set_xlabel("of 100 pairs of answers (50: chance)", color=SOFT)
+    order.set_xlabel(f"of 100 pairs of {TITLES[result['task']]} (50: chance)", color=SOFT)
     _panel(verdict, rows, result, kappa, narrow)
-    verdict.set_title(f"Same verdict as {whom}", loc="left", fontsize=11, color=INK, fontweight="bold")
+    verdict.set_title(f"Same {verdict_word(result)} as {whom}", loc="left", fontsize=11, color=INK, fontweight="bold")
     verdict.set_xlabel(f"{words} (0: chance, 1: always)", color=SOFT)
     kinds = list(dict.fromkeys(result["measures"][row["measure"]]["kind"] for row in rows))
     handles = [
@@ -63,14 +64,15 @@ def draw_figure(result: Mapping[str, Any], *, narrow: bool) -> bytes:
 
 
 def figure_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The comparisons over all answers: metrics and judges from the best order to the worst, then raters."""
+    """The comparisons over all answers: metrics and judges from the best order to the worst, those that are not about
+    the same items after the others, then raters."""
     compared: Sequence[dict[str, Any]] = result["answer_types"]["all"]["compared"]
     raters = [row for row in compared if result["measures"][row["measure"]]["kind"] == "rater"]
     others = [row for row in compared if row not in raters]
 
-    def order(row: dict[str, Any]) -> float:
+    def order(row: dict[str, Any]) -> tuple[bool, float]:
         value: float | None = row["statistics"]["ordered"]["value"]
-        return -1.0 if value is None else value
+        return not row["fewer_items"], -1.0 if value is None else value
 
     return [*sorted(others, key=order, reverse=True), *raters]
 
@@ -80,17 +82,24 @@ def kappa_name(result: Mapping[str, Any]) -> str:
     return "kappa" if result["task"] == "vqa" else "kappa_quadratic"
 
 
+def verdict_word(result: Mapping[str, Any]) -> str:
+    """What judges and people give."""
+    return "verdict" if result["task"] == "vqa" else "grade"
+
+
 def _panel(axes: Axes, rows: Sequence[dict[str, Any]], result: Mapping[str, Any], statistic: str, narrow: bool) -> None:
     times = 100.0 if statistic == "ordered" else 1.0
     chance = 50.0 if statistic == "ordered" else 0.0
     lowest = chance
     for place, row in enumerate(rows):
-        found, kind = row["statistics"][statistic], result["measures"][row["measure"]]["kind"]
+        measure, found = result["measures"][row["measure"]], row["statistics"][statistic]
+        kind, reference = measure["kind"], result["measures"][result["reference"]["name"]]
         if found["value"] is None:
+            other_scale = statistic != "ordered" and measure["scale"] != reference["scale"]
             axes.text(
                 chance + times * 0.02,
                 place,
-                "not a verdict on this scale" if statistic != "ordered" else "not defined",
+                f"gives no {verdict_word(result)}" if other_scale else "not defined",
                 va="center",
                 fontsize=9,
                 color=SOFT,
@@ -109,7 +118,10 @@ def _panel(axes: Axes, rows: Sequence[dict[str, Any]], result: Mapping[str, Any]
     axes.axvline(chance, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     axes.set_xlim(lowest - times * 0.02, times * 1.0 + times * 0.02)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    labels = [result["measures"][row["measure"]]["label"] for row in rows]
+    labels = [
+        result["measures"][row["measure"]]["label"] + (f", {row['n']:,} items" if row["fewer_items"] else "")
+        for row in rows
+    ]
     axes.set_yticks(range(len(rows)), [textwrap.fill(label, LABEL_CHARACTERS[narrow]) for label in labels])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)  # a name may hold a $

@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pefomed_ray.artifacts.manifests import load_shard_manifest
 from pefomed_ray.data.plan import RowIndex, open_index, read_rows
 from pefomed_ray.errors import DataError
-from pefomed_ray.evaluation.agreement_figure import KIND_WORDS, figure_rows, kappa_name
+from pefomed_ray.evaluation.agreement_figure import KIND_WORDS, TITLES, figure_rows, kappa_name
+from pefomed_ray.evaluation.measures import NOT_SEEN, OTHER_ITEMS
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.preflight import read_texts
 
@@ -32,7 +33,7 @@ STATISTIC_WORDS = {
     "pearson": "Pearson's r",
 }
 """In the order of the page."""
-ANSWER_TYPES = {"all": "All answers", "open": "Open questions", "closed": "Closed questions (yes/no, either/or)"}
+ANSWER_TYPES = {"open": "Open questions", "closed": "Closed questions (yes/no, either/or)"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def render_page(
     return environment.get_template("agreement.html.j2").render(
         result=result,
         measures=result["measures"],
-        title=_title(result),
+        title=TITLES[result["task"]],
         headline=headline(result),
         cautions=cautions(result),
         whom=_whom(result),
@@ -81,7 +82,7 @@ def render_page(
         kappa=kappa_name(result),
         statistic_words=STATISTIC_WORDS,
         statistics=[name for name in STATISTIC_WORDS if _is_defined(result, name)],
-        answer_types=ANSWER_TYPES,
+        answer_types={"all": f"All {TITLES[result['task']]}", **ANSWER_TYPES},
         kind_words=KIND_WORDS,
         shown=shown,
         corpus=corpus,
@@ -96,18 +97,27 @@ def headline(result: Mapping[str, Any]) -> list[str]:
     if best is None:
         return [f"No measure can be held against {whom}: each scored too few items, or says the same of all."]
     found, label = best["statistics"]["ordered"], result["measures"][best["measure"]]["label"]
+    s = "" if whom == "people" else "s"
     pair = (
-        f"of a right and a wrong answer, by {whom}'s verdict, it rates the right one higher"
+        f"Given one answer that {whom} call{s} right and one that {whom} call{s} wrong, it scores the right one higher"
         if result["task"] == "vqa"
-        else f"of two answers that {whom} {_grades(whom)} differently, it puts the same one higher"
+        else f"Given two {TITLES[result['task']]} that {whom} grade{s} differently, it puts the better one higher"
     )
-    interval = (
-        f"95 % interval {_number(found['ci95'][0], 100)} to {_number(found['ci95'][1], 100)}; " if found["ci95"] else ""
+    interval = ""
+    if found["ci95"]:
+        low, high = (_number(end, 100) for end in found["ci95"])
+        interval = f"95 % interval {low} to {high}; "
+    behind = [row for row in figure_rows(result) if row["behind_best"] is not None]
+    level = [result["measures"][row["measure"]]["label"] for row in behind if not _clearly_behind(row)]
+    clear = [result["measures"][row["measure"]]["label"] for row in behind if _clearly_behind(row)]
+    sentences = [f"{label} agrees best with {whom}."]
+    if level:
+        sentences.append(f"These {best['n']:,} items do not show, though, that it is better than: {'; '.join(level)}.")
+    if clear:
+        sentences.append(f"Clearly behind it: {'; '.join(clear)}.")
+    sentences.append(
+        f"{pair} in {_number(found['value'], 100)} of 100 cases ({interval}chance is 50, ties count half)."
     )
-    sentences = [
-        f"{label} agrees best with {whom}.",
-        f"In {_number(found['value'], 100)} of 100 cases, {pair} ({interval}50 would be chance; ties count half).",
-    ]
     raters = [
         row["statistics"]["ordered"]["value"]
         for row in compared
@@ -117,14 +127,6 @@ def headline(result: Mapping[str, Any]) -> list[str]:
         low, high = (_number(end, 100) for end in (min(raters), max(raters)))
         span = low if low == high else f"{low} to {high}"
         sentences.append(f"A single person, held against the other people, does so in {span} of 100.")
-    behind = [row for row in figure_rows(result) if row["behind_best"] is not None]
-    names = {row["measure"]: result["measures"][row["measure"]]["label"] for row in behind}
-    level = [names[row["measure"]] for row in behind if not _clearly_behind(row)]
-    clear = [names[row["measure"]] for row in behind if _clearly_behind(row)]
-    if clear:
-        sentences.append(f"Clearly behind it: {'; '.join(clear)}.")
-    if level:
-        sentences.append(f"These items do not tell it apart from: {'; '.join(level)}.")
     return sentences
 
 
@@ -141,11 +143,20 @@ def cautions(result: Mapping[str, Any]) -> list[str]:
     n = result["measures"][reference["name"]]["n"]
     if n < FEW_ITEMS:
         found.append(f"{reference['label']} scored only {n} of {result['rows']:,} answers: intervals are wide.")
+    found += [
+        f"{result['measures'][row['measure']]['label']} is about {row['n']:,} of these answers only, so its values in "
+        "the figure and the tables are not of the same items as the others'; how far it is behind the best is."
+        for row in figure_rows(result)
+        if row["fewer_items"]
+    ]
     for name, measure in result["measures"].items():
-        unscored = {reason: count for reason, count in measure["unscored"].items() if reason != "not_seen"}
+        unscored = {
+            reason: count for reason, count in measure["unscored"].items() if reason not in (NOT_SEEN, OTHER_ITEMS)
+        }
         if measure["kind"] in ("judge", "automatic") and sum(unscored.values()) > MANY_UNSCORED * result["rows"]:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in unscored.items())
             found.append(f"{measure['label']} left {sum(unscored.values()):,} answers without a score ({reasons}).")
+        found += [f"{measure['label']} failed its own checks: {flag}" for flag in measure["flags"]]
         repeats = result["answer_types"]["all"]["judge_repeats"].get(name)
         alpha = repeats and repeats["statistics"]["alpha"]["value"]
         if alpha is not None and alpha < 0.8:
@@ -173,17 +184,9 @@ def _examples(result: Mapping[str, Any], rows: Sequence[Prediction], corpus: Cor
     return found
 
 
-def _title(result: Mapping[str, Any]) -> str:
-    return {"vqa": "answers", "report": "reports", "caption": "captions"}[result["task"]]
-
-
 def _whom(result: Mapping[str, Any]) -> str:
     reference = result["reference"]
     return "people" if reference["kind"] == "people" else reference["label"].replace("Rater", "rater", 1)
-
-
-def _grades(whom: str) -> str:
-    return "grade" if whom == "people" else "grades"
 
 
 def _clearly_behind(row: Mapping[str, Any]) -> bool:
@@ -219,7 +222,7 @@ def _number(value: float | None, times: float = 1) -> str:
     """Of 100 without decimals, else two of them."""
     if value is None:
         return "–"
-    return f"{times * value:.0f}" if times == 100 else f"{times * value:.2f}".replace("-", "−")
+    return f"{times * value:.{0 if times == 100 else 2}f}".replace("-", "−")
 
 
 def _interval(interval: Sequence[float] | None, times: float = 1) -> str:

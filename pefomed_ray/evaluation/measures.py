@@ -9,18 +9,22 @@ from typing import Literal
 import numpy as np
 
 from pefomed_ray.artifacts.records import Task
+from pefomed_ray.artifacts.storage import read_json
 from pefomed_ray.errors import ConfigError, DataError
+from pefomed_ray.evaluation.answers import ASKED_FILE
 from pefomed_ray.evaluation.judgements import read_judgements
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.ratings import Rating, read_ratings
+from pefomed_ray.evaluation.verdicts import JUDGEMENTS_FILE, METRICS_FILE
 from pefomed_ray.metrics.agreement import CIDER, GRADE, SHARE, VERDICT, Scale
 
 Kind = Literal["automatic", "judge", "rater", "people"]
 
-JUDGEMENTS_FILE = "judgements.jsonl"
 TIED = "tied"
 """Reason code of an item that as many call right as wrong."""
 NO_PREDICTION = "no_prediction"
+OTHER_ITEMS = "not_about_it"
+"""Reason code of an item that a metric is not about: recall is of open answers."""
 SKIPPED = "skipped"
 NOT_SEEN = "not_seen"
 """Reason code of an item that a judge or a rater was not asked about."""
@@ -53,6 +57,8 @@ class Measure:
     """Reason code -> items."""
     repeats: np.ndarray | None = None
     """Of a judge asked several times: repeats x items, NaN where unscored."""
+    flags: tuple[str, ...] = ()
+    """What speaks against trusting a judge, by its own checks."""
 
     @property
     def label(self) -> str:
@@ -73,7 +79,7 @@ def scale_of(task: Task) -> Scale:
 
 
 def automatic_measures(
-    scores: Mapping[str, Sequence[float | None]], chosen: Sequence[str] | None = None
+    scores: Mapping[str, Sequence[float | None]], rows: Sequence[Prediction], chosen: Sequence[str] | None = None
 ) -> list[Measure]:
     """Columns of `score.item_scores`: all that score an item, or those chosen by name.
 
@@ -88,26 +94,29 @@ def automatic_measures(
     for name in chosen or ():
         if name not in found:
             raise ConfigError(f"--metric {name!r} is not a metric of these items; there are: {', '.join(found)}")
+    absent = sum(row.prediction is None for row in rows)
     return [
         Measure(
             name,
             "automatic",
             VERDICT if name == "exact_match" else CIDER if name == "cider" else SHARE,
             tuple(column),
-            _counts({NO_PREDICTION: sum(score is None for score in column)}),
+            _counts({NO_PREDICTION: absent, OTHER_ITEMS: sum(score is None for score in column) - absent}),
         )
         for name, column in found.items()
         if chosen is None or name in chosen
     ]
 
 
-def judge_measure(path: Path, rows: Sequence[Prediction], task: Task) -> Measure:
+def judge_measure(path: Path, rows: Sequence[Prediction], task: Task, predictions_sha256: str | None = None) -> Measure:
     """A judge's file, or the folder that `judge` wrote. Repeats count by majority for a question, by mean for a report.
 
     Raises ConfigError where there is no file or it is about another task; DataError where it is no file of judgements,
-    a verdict on a question is neither 0 nor 1, or no item of it is among the rows.
+    a verdict on a question is neither 0 nor 1, no item of it is among the rows, or the file of predictions that the
+    folder says were judged has another sha256 than this: other answers to the same questions have the same ids.
     """
     file = path / JUDGEMENTS_FILE if path.is_dir() else path
+    flags = _checks_beside(file, predictions_sha256)
     judgements = read_judgements(file)
     others = sorted({judgement.task for judgement in judgements} - {task})
     if others:
@@ -140,7 +149,23 @@ def judge_measure(path: Path, rows: Sequence[Prediction], task: Task) -> Measure
         if score is None:
             unscored[TIED if given else reasons[row.id][0] if row.id in seen else NOT_SEEN] += 1
     name = f"judge:{names[0]}"
-    return Measure(name, "judge", scale_of(task), tuple(scores), unscored, matrix_KN if len(repeats) > 1 else None)
+    repeated = matrix_KN if len(repeats) > 1 else None
+    return Measure(name, "judge", scale_of(task), tuple(scores), unscored, repeated, flags)
+
+
+def _checks_beside(file: Path, predictions_sha256: str | None) -> tuple[str, ...]:
+    """The flags of the run of `judge` that wrote this file, where it still lies in that run's folder."""
+    folder = file.parent
+    if not (folder / ASKED_FILE).is_file() or not (folder / METRICS_FILE).is_file():
+        return ()
+    try:
+        judged = read_json(folder / ASKED_FILE)["predictions"]
+        flags = tuple(str(flag) for flag in read_json(folder / METRICS_FILE)["flags"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(f"{str(folder)!r} does not hold what `pefomed-ray judge` writes") from None
+    if predictions_sha256 is not None and judged != predictions_sha256:
+        raise DataError(f"judgements {str(file)!r} are about another file of predictions; judge these")
+    return flags
 
 
 def rater_measures(

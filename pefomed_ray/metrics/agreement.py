@@ -253,12 +253,10 @@ def _pair_statistics(
         if "kappa" not in undefined and not any(_constant(some_N) for some_N in categories_KN):
             grades = np.arange(scale.categories)
             apart_VV = np.abs(grades[:, None] - grades)
-            values["kappa"] = _kappa(categories_KN, scale, None)
-            over["kappa"] = resampled.kappa(first_category_N, second_category_N, apart_VV > 0)
-            values["kappa_linear"] = _kappa(categories_KN, scale, "linear")
-            over["kappa_linear"] = resampled.kappa(first_category_N, second_category_N, apart_VV)
-            values["kappa_quadratic"] = _kappa(categories_KN, scale, "quadratic")
-            over["kappa_quadratic"] = resampled.kappa(first_category_N, second_category_N, apart_VV**2)
+            weights_of = {"kappa": apart_VV > 0, "kappa_linear": apart_VV, "kappa_quadratic": apart_VV**2}
+            for name, weights_VV in weights_of.items():
+                values[name] = _kappa(categories_KN, scale, name)
+                over[name] = resampled.kappa(first_category_N, second_category_N, weights_VV)
             values["alpha"] = _alpha(categories_KN.astype(np.float64), scale)
             over["alpha"] = resampled.alpha(np.eye(scale.categories)[categories_KN].sum(axis=0), ordinal=scale.ordinal)
     return values, over
@@ -277,9 +275,10 @@ def _tied(values_N: np.ndarray) -> float:
     return float((counts * (counts - 1) / 2).sum())
 
 
-def _kappa(categories_KN: np.ndarray, scale: Scale, weights: str | None) -> float:
+def _kappa(categories_KN: np.ndarray, scale: Scale, name: str) -> float:
     from sklearn.metrics import cohen_kappa_score  # seconds to import
 
+    weights = {"kappa": None, "kappa_linear": "linear", "kappa_quadratic": "quadratic"}[name]
     return float(cohen_kappa_score(*categories_KN, labels=list(range(scale.categories or 0)), weights=weights))
 
 
