@@ -76,7 +76,7 @@ def tuner(trial: Callable[..., None], output: Path, cpus: float, cut_off_at: int
             max_concurrent_trials=1,
             search_alg=OptunaSearch(sampler=TPESampler(n_startup_trials=2, seed=1)),
             scheduler=ASHAScheduler(max_t=EPOCHS, grace_period=1, reduction_factor=2),
-            reuse_actors=False,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=str(output), verbose=0, callbacks=[CutOff(cut_off_at, output / "was-cut-off")]
