@@ -19,14 +19,13 @@ from pefomed_ray.artifacts.storage import read_json, sha256_file, write_json
 from pefomed_ray.data.plan import RowIndex, read_rows
 from pefomed_ray.errors import ConfigError, DataError
 from pefomed_ray.evaluation import evaluate as evaluate_module
-from pefomed_ray.evaluation import score as score_module
 from pefomed_ray.evaluation.answers import Answered, Question
 from pefomed_ray.evaluation.evaluate import evaluate
 from pefomed_ray.evaluation.gate import beats_controls
 from pefomed_ray.evaluation.judgements import Judgement, write_judgements
 from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.evaluation.predictions import Prediction, read_predictions
-from pefomed_ray.metrics.caption import Captions
+from pefomed_ray.evaluation.score import score_rows
 
 MakeShards = Callable[..., Path]
 CONTROLS = ["blank_image", "noise_image", "shuffled_image", "majority", "question_prior"]
