@@ -30,12 +30,18 @@ def agree(
     """Hold automatic metrics, judges and people against each other on the same answers."""
     from pefomed_ray.artifacts.storage import check_output_is_free, local_path
     from pefomed_ray.cli.options import split_named, task_named
+    from pefomed_ray.errors import ConfigError
     from pefomed_ray.metrics.vqa import normalizer_named
 
     target = local_path(output)
     check_output_is_free(target)
     normalizer_named(normalizer)
     chosen_task, chosen_split = task_named(task), split_named(split)
+    if not judge and not ratings:
+        raise ConfigError("nothing to compare with: give --judge or --ratings, or both")
+    for path in (predictions, *(judge or ()), *(ratings or ()), *([data] if data else ())):
+        if not local_path(path).exists():
+            raise ConfigError(f"{path!r} does not exist")
     from pefomed_ray.evaluation.agree import FILES, Asked, agree
     from pefomed_ray.evaluation.agreement_page import cautions, headline
 

@@ -21,10 +21,12 @@ from pefomed_ray.evaluation.agreement_figure import draw_figure
 from pefomed_ray.evaluation.agreement_page import cautions, headline, render_page
 from pefomed_ray.evaluation.measures import judge_measure, people, rater_measures
 from pefomed_ray.evaluation.predictions import Prediction, read_predictions
+from pefomed_ray.metrics import agreement as statistics
 from pefomed_ray.metrics import resampled
 from pefomed_ray.metrics.text import rouge_l
 
 N = 60
+PINGOUIN = statistics._icc
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -453,8 +455,28 @@ def test_verb(asked: Asked, found: Found, tmp_path: Path) -> None:
     assert "already exists" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [([], "nothing to compare"), (["--judge", "none.jsonl"], "does not exist"), (["--task", "vaq"], "is not one of")],
+)
+def test_bad_usage(asked: Asked, tmp_path: Path, words: list[str], says: str) -> None:
+    done = CliRunner().invoke(app, ["agree", str(asked.predictions), "--output", str(tmp_path / "out"), *words])
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+def test_bad_data(asked: Asked, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.jsonl"
+    torn.write_bytes(asked.judges[0].read_bytes()[:-20])
+    words = ["agree", str(asked.predictions), "--output", str(tmp_path / "out"), "--judge", str(torn)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 3
+    assert "torn.jsonl" in done.stderr
+
+
 @pytest.mark.long
-def test_a_test_split_in_under_a_minute(tmp_path: Path) -> None:
+def test_a_test_split_in_under_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pefomed_ray.metrics.agreement._icc", PINGOUIN)
     rng = np.random.default_rng(4)
     truth = rng.integers(0, 2, 1061)
 
