@@ -97,6 +97,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_killed_and_resumed_nothing_is_asked_twice(endpoint: Endpoint, shards: Path, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{endpoint.server_port}/v1"
     words = ["--data", str(shards), "--output", "out", "--endpoint", url, "--model", "m", "--local", "--json"]

@@ -163,6 +163,7 @@ def test_twenty_items_by_keyboard_with_a_reload_in_the_middle(browser: Browser, 
     assert (tmp_path / "out.csv").read_text().splitlines()[0] == "rater,id,score,skipped,comment,rated_at"
 
 
+@pytest.mark.long
 def test_skip_undo_comment_and_moving(browser: Browser, corpus: Path, tmp_path: Path) -> None:
     with served(corpus, "report", tmp_path) as told, opened(browser, told["url"]) as page:
         begin(page, "Anna")
@@ -200,6 +201,7 @@ def test_skip_undo_comment_and_moving(browser: Browser, corpus: Path, tmp_path: 
     assert rating == (2, False, "4 is a digit, ? and s are text")
 
 
+@pytest.mark.long
 def test_two_raters_at_once_each_in_their_own_order(browser: Browser, corpus: Path, tmp_path: Path) -> None:
     with (
         served(corpus, "report", tmp_path) as told,
@@ -266,6 +268,7 @@ def test_everything_needed_is_on_the_screen_and_in_reach_of_the_keyboard(
         assert unnamed == []
 
 
+@pytest.mark.long
 def test_a_picture_is_enlarged_by_key_and_by_click(browser: Browser, corpus: Path, tmp_path: Path) -> None:
     with served(corpus, "report", tmp_path) as told, opened(browser, told["url"]) as page:
         begin(page, "Anna")
@@ -293,6 +296,7 @@ def test_a_picture_is_enlarged_by_key_and_by_click(browser: Browser, corpus: Pat
         expect(page.locator("#done")).to_have_text("0 rated")
 
 
+@pytest.mark.long
 def test_when_the_program_is_gone_the_page_says_so_and_keeps_its_place(
     browser: Browser, corpus: Path, tmp_path: Path
 ) -> None:

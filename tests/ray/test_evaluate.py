@@ -104,6 +104,7 @@ def test_equal_to_asking_one_by_one(model: Path, shards: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_an_evaluation_killed_in_the_middle_asks_only_what_is_missing(
     model: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from pefomed_ray.model.lora import attach_lora
 from pefomed_ray.serving import deploy
 from pefomed_ray.serving.keys import CLIENT_KEY_FILE, KEY_FILE
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 ROWS = [Prediction(f"r{i}", f"Is number {i} normal?", "yes", "yes" if i % 2 else "no", "closed") for i in range(4)]
 

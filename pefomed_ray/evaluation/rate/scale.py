@@ -7,11 +7,11 @@ RIGHT_OR_WRONG = {
     0: "Wrong, partly right or beside the question",
 }
 LIKERT = {
-    4: "Same findings and conclusions; only the wording differs",
-    3: "All findings that matter are right; small details differ",
-    2: "Main finding right; others missing, wrong or made up",
-    1: "Little agrees: main finding missing or wrong",
-    0: "Nothing that matters agrees, or not usable",
+    4: "Same findings; only the wording differs",
+    3: "All that matters is right; details differ",
+    2: "Main finding right, others wrong or missing",
+    1: "Main finding wrong or missing",
+    0: "Nothing that matters agrees",
 }
 """Five points, as the paper's judge gives to reports (arXiv 2401.02797); in short what our judge is told
 (`judge/prompts/report-1.txt`), so that people and models score by the same words."""
