@@ -9,6 +9,7 @@ from typing import Any, cast
 from pefomed_ray.artifacts.records import TASKS, Task
 from pefomed_ray.artifacts.storage import write_bytes
 from pefomed_ray.errors import ConfigError, DataError
+from pefomed_ray.evaluation.predictions import json_object
 
 BEST_SCORE: dict[Task, int] = {"vqa": 1, "caption": 4, "report": 4}
 """Of a visual question 0/1; of a caption or a report 0-4, as in the paper's five-point scale."""
@@ -69,12 +70,7 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 
 def _parse(line: bytes) -> Judgement:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise DataError("not valid JSON; was the file cut short?") from None
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object")
+    value = json_object(line)
     task = _one_of(value, "task", str)
     if task not in TASKS:
         raise DataError(f"task is none of {', '.join(TASKS)}")

@@ -76,13 +76,19 @@ def read_predictions(path: Path) -> list[Prediction]:
     return rows
 
 
-def _parse(line: bytes) -> Prediction:
+def json_object(line: bytes) -> dict[str, Any]:
+    """A line of a JSONL file. Raises DataError, without the text, where it is no JSON object."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         raise DataError("not valid JSON; was the file cut short?") from None
     if not isinstance(value, dict):
         raise DataError("not a JSON object")
+    return value
+
+
+def _parse(line: bytes) -> Prediction:
+    value = json_object(line)
     answer_type = _text(value, "answer_type", default=None)
     if answer_type is not None:
         answer_type = answer_type.strip().lower()
