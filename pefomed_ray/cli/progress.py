@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pefomed_ray.artifacts.storage import read_json
-from pefomed_ray.cli.console import err, percent, say, table
+from pefomed_ray.cli.console import err, say, table
+from pefomed_ray.evaluation.shown import interval_text, score_text
 
 LINE_INTERVAL_S = 10.0
 
@@ -49,15 +50,14 @@ def _rate(done: int, started: float, unit: str) -> str:
 
 
 def metrics_table(path: Path) -> None:
-    """An evaluation's metrics beside its controls."""
+    """An evaluation's metrics beside the controls that its report compares with."""
     metrics = read_json(path)
     names = [name for name, found in metrics.items() if isinstance(found, dict) and "ci95" in found]
-    controls = list(metrics["controls"])
+    controls = [name for name in metrics["controls"] if name in metrics["against_controls"]]
     rows = []
     for name in names:
         found = metrics[name]
-        interval = found["ci95"]
-        ci95 = f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
-        others = [percent(metrics["controls"][control].get(name, {}).get("value")) for control in controls]
-        rows.append((name, found["n"], percent(found["value"]), ci95, *others))
+        others = [score_text(metrics["controls"][control].get(name, {}).get("value"), name) for control in controls]
+        interval = interval_text(found["ci95"], name)
+        rows.append((name, found["n"], score_text(found["value"], name), interval, *others))
     table(f"{metrics['split']} split", ("metric", "n", "model", "95 % interval", *controls), rows)

@@ -16,6 +16,7 @@ from pefomed_ray.evaluation.flags import CONTROL_WORDS, flags
 from pefomed_ray.evaluation.headline import headline
 from pefomed_ray.evaluation.predictions import Prediction
 from pefomed_ray.evaluation.score import PRIMARY_METRIC
+from pefomed_ray.evaluation.shown import interval_text, score_text
 from pefomed_ray.evaluation.verdicts import Verdicts
 from pefomed_ray.rendering.images import decode_image
 
@@ -51,8 +52,6 @@ METRIC_WORDS = {
     "judge_accuracy_closed": "the same, of closed questions",
     "judge_was": "score by a language model, 0 to 4",
 }
-SCALES = {"cider": 1.0, "judge_was": 4.0}
-"""Metrics that are not shown in percent -> what is shown is so many times what `metrics.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ def render_report(metrics: dict[str, Any], examples: Examples) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = _score_text
-    environment.filters["interval"] = _interval_text
+    environment.filters["score"] = score_text
+    environment.filters["interval"] = interval_text
     environment.filters["count"] = lambda number: f"{number:,}"
     primary = PRIMARY_METRIC[metrics["task"]]
     controls = {name: metrics["controls"][name] for name in CONTROL_WORDS if name in metrics["against_controls"]}
@@ -169,16 +168,3 @@ def _kinds(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         *((f"About: {kind}", scores["exact_match"]) for kind, scores in metrics["by_question_type"].items()),
     ]
     return [(title, scores) for title, scores in kinds if scores["n"] + scores["unscored"] > 0]
-
-
-def _score_text(value: float | None, metric: str = "") -> str:
-    if value is None:
-        return "–"
-    return f"{SCALES[metric] * value:.2f}" if metric in SCALES else f"{100 * value:.1f} %"
-
-
-def _interval_text(interval: Sequence[float] | None, metric: str = "") -> str:
-    if interval is None:
-        return "–"
-    scale, digits = (SCALES[metric], 2) if metric in SCALES else (100, 1)
-    return " to ".join(f"{scale * end:.{digits}f}" for end in interval)
