@@ -39,7 +39,7 @@ demo: setup  ## see the whole system work, without download, key or GPU (writes 
 	$(BIN)/pefomed-ray demo
 
 test: setup  ## all tests but the long ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: setup  ## the long tests
 	$(BIN)/python -m pytest -m long
