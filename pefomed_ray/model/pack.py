@@ -229,28 +229,44 @@ class Pack:
         own = {n: self._leaves[f"{name}.{n}"].unbind() for n in learning}
         if not own:
             output: Tensor = forward(x, *args, **kwargs)
-            return output.repeat(self.size, *[1] * (output.ndim - 1)) if self.shared else output
+            return self._of_all([output] * self.size, name) if self.shared else output
         replaced, module.forward = module.forward, forward  # functional_call is to find the module as it was
         try:
             inputs = [x] * self.size if self.shared else x.split(self.images)
-            return torch.cat(
-                [
-                    functional_call(module, {n: weights[k] for n, weights in own.items()}, (mine, *args), kwargs)
-                    for k, mine in enumerate(inputs)
-                ]
-            )
+            outputs = [
+                functional_call(module, {n: weights[k] for n, weights in own.items()}, (mine, *args), kwargs)
+                for k, mine in enumerate(inputs)
+            ]
         finally:
             module.forward = replaced
+        return self._of_all(outputs, name)
+
+    def _of_all(self, outputs: Sequence[Tensor], name: str) -> Tensor:
+        """What a projector gives for each adapter, one after the other; where it stands inside the tower, side by side
+        until the tower is through: Qwen2.5-VL's puts its tokens in another order afterwards."""
+        inside = any(name.startswith(f"{tower}.") for tower in self.base.family.vision)
+        return torch.cat(list(outputs), dim=-1 if self.shared and inside else 0)
 
     def _look_once(self, name: str, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         """The tower's output; where all adapters see the same images, for the first one's. `_project` repeats it."""
         if not self.shared:
             return forward(*args, **kwargs)
+        holds_projector = any(projector.startswith(f"{name}.") for projector in self.base.family.projector)
 
         def first(value: Any) -> Any:
             return value[: len(value) // self.size] if isinstance(value, Tensor) and value.ndim else value
 
-        return forward(*map(first, args), **{key: first(value) for key, value in kwargs.items()})
+        output = forward(*map(first, args), **{key: first(value) for key, value in kwargs.items()})
+        if holds_projector:
+            for field in set(output) - {"last_hidden_state"}:  # that one is of before the projector
+                output[field] = self._one_after_the_other(output[field])
+        return output
+
+    def _one_after_the_other(self, projected: Any) -> Any:
+        """Adapters side by side, [T, K x H], as [K x T, H]; of each of several projectors, where there are."""
+        if isinstance(projected, list | tuple):
+            return type(projected)(map(self._one_after_the_other, projected))
+        return torch.cat(projected.chunk(self.size, dim=-1))
 
 
 def _places(adapters: Sequence[Adapter]) -> list[Place]:

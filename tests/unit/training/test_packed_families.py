@@ -13,8 +13,9 @@ from pefomed_ray.training.ranks import ALONE
 from tests.tiny_bases import FAMILIES
 from tests.tiny_runs import train, weights, write_shards
 
-SHORT = ("llava", "qwen3_vl")
-"""A projector after the tower, and several of them inside it. The others are for the long tier."""
+SHORT = ("llava", "qwen2_5_vl", "qwen3_vl")
+"""A projector after the tower, one inside it before tokens are put in order, several inside it. The others are for the
+long tier."""
 TRIALS: list[dict[str, Any]] = [
     {"lora": {"rank": 4, "alpha": 8, "dropout": 0.05}, "optimizer": {"learning_rate": 1e-3}},
     {
