@@ -13,7 +13,7 @@ from filelock import FileLock
 from ray import tune
 
 from pefomed_ray.artifacts.storage import read_json
-from pefomed_ray.errors import PefomedError
+from pefomed_ray.errors import PefomedError, original_error
 from pefomed_ray.training.outcome import STOPPED_FILE, is_stopped, record_stop
 from pefomed_ray.training.progress import progress_of_newest
 
@@ -42,7 +42,10 @@ def beginning(folder: Path) -> Iterator[None]:
         try:
             yield
         except PefomedError as error:
-            record_stop(folder, error)
+            # A packed trial's comes from its host's process, and Ray makes a class of its own for it on the way.
+            cause = original_error(error)
+            assert isinstance(cause, PefomedError)
+            record_stop(folder, cause)
         except Exception as error:
             from pefomed_ray.search.leaderboard import reason_of  # brings torch with it, which a packed trial is spared
 
