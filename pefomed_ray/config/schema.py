@@ -534,18 +534,35 @@ class ServeConfig(Section):
     """Says that a TLS proxy stands in front; without, only loopback is listened on."""
     replicas: PositiveInt = 1
     """Two survive the loss of one; each holds the base once."""
+    max_replicas: PositiveInt | None = None
+    """Ray Serve adds replicas up to here while requests queue, and takes them away again; None: always `replicas`."""
     use_gpu: bool = False
-    """One GPU a replica; without, one CPU."""
+    """A GPU for a replica; without, one CPU."""
+    gpus_per_replica: PositiveFloat = 1.0
+    """A fraction lets several replicas share one."""
+    engine: Literal["pefomed", "vllm"] = "pefomed"
+    """`vllm`: Ray Serve's own LLM support, for bases of the Hugging Face families and where it is installed."""
     max_batch_size: PositiveInt = 16
-    """Requests answered in one forward pass."""
-    batch_wait_s: Annotated[float, Field(ge=0)] = 0.02
-    """How long the first request of a batch waits for others."""
+    """Requests that a replica answers at once, whatever their adapters; each step of theirs is one forward pass."""
+    max_adapters: PositiveInt = 8
+    """Adapters a replica keeps in memory; the one that was not asked for longest makes room."""
+    max_rank: PositiveInt = 64
+    """An adapter of a higher rank is refused: memory is set aside for as many adapters of this one."""
+    image_cache_bytes: Annotated[int, Field(ge=0)] = 256 << 20
+    """What the vision tower made of images that were seen last, a replica."""
     max_ongoing_requests: PositiveInt = 32
     """A replica holds at most so many."""
     max_queued_requests: PositiveInt = 64
     """Beyond, requests are answered 429 at once."""
     request_timeout_s: PositiveFloat = 60.0
+    """From the first byte of a request to the last of its answer; a body or an answer that takes longer is cut off."""
+    drain_timeout_s: PositiveFloat = 30.0
+    """How long a replica that is taken away may go on with what it has."""
+    refresh_s: PositiveFloat = 1.0
+    """How old what is known of the registry may be; a moved alias is followed within this time without being told."""
     max_new_tokens: PositiveInt = 256
     """Upper bound of a request's max_tokens, and its default."""
     max_images: PositiveInt = 4
     max_body_bytes: PositiveInt = 16 << 20
+    show_api: bool = False
+    """Whether /openapi.json and /docs answer, behind the key like all else."""
