@@ -18,6 +18,7 @@ from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base, open_base
 from pefomed_ray.model.card import model_card
 from pefomed_ray.model.lora import PeftForm, load_lora, make_trainable, peft_form, projector_in_float32, save_lora
+from pefomed_ray.rendering.opening import AnyRenderer
 
 PROJECTOR_FILE = "projector.safetensors"
 NOT_COPIED = ("config.json", "generation_config.json", "model.safetensors.index.json")
@@ -92,12 +93,17 @@ def open_base_of(
             f"but {manifest.base!r} is {digest[:16]}; point base to the one it was trained on"
         )
     base = open_base(manifest.base, manifest.template, precision or precision_of(directory), device)
-    if base.renderer.digest != manifest.template_digest:
+    check_template(directory, manifest, base.renderer)
+    return base, manifest
+
+
+def check_template(directory: Path, manifest: BundleManifest, renderer: AnyRenderer) -> None:
+    """Raise DataError where the bundle's template reads differently today than it did in training."""
+    if renderer.digest != manifest.template_digest:
         raise DataError(
             f"bundle {str(directory)!r} was trained with template {manifest.template!r} of digest "
-            f"{manifest.template_digest[:16]}, but this version's is {base.renderer.digest[:16]}; train it again"
+            f"{manifest.template_digest[:16]}, but this version's is {renderer.digest[:16]}; train it again"
         )
-    return base, manifest
 
 
 def put_on(base: Base, directory: Path, *, trainable: bool = False) -> None:

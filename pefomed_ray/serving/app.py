@@ -18,9 +18,9 @@ from pefomed_ray.artifacts.registry import DEFAULT_REGISTRY, AliasEntry, resolve
 from pefomed_ray.artifacts.storage import local_path
 from pefomed_ray.config import ServeConfig
 from pefomed_ray.serving.api import ServedModel
-from pefomed_ray.serving.engine import ModelReplica
 from pefomed_ray.serving.ingress import RETRY_AFTER_S, Ingress
 from pefomed_ray.serving.keys import KEY_FILE, read_hashes
+from pefomed_ray.serving.replica import ModelReplica
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's; an access log would be one more place for what people send."""

@@ -1,7 +1,6 @@
 """The endpoint on a real local Ray Serve, asked by the real `openai` client."""
 
 import base64
-import io
 import shutil
 import socket
 import tempfile
@@ -13,82 +12,22 @@ from pathlib import Path
 
 import openai
 import pytest
-import torch
-from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pefomed_ray.artifacts.registry import promote
-from pefomed_ray.artifacts.storage import write_json
-from pefomed_ray.config import ServeConfig, TrainConfig
+from pefomed_ray.config import ServeConfig
 from pefomed_ray.errors import ConfigError
-from pefomed_ray.model.base import open_base
-from pefomed_ray.model.bundle import save_bundle
 from pefomed_ray.model.generate import Generator, Prompt
 from pefomed_ray.model.load import open_generator
-from pefomed_ray.model.lora import attach_lora
-from pefomed_ray.model.pefomed import PefomedConfig, PefomedForConditionalGeneration
-from pefomed_ray.rendering.images import ImageSpec
 from pefomed_ray.serving import deploy
 from pefomed_ray.serving.client import ask
 from pefomed_ray.serving.keys import KEY_FILE, client_key
 from pefomed_ray.serving.preflight import check
+from tests.tiny_served import make_base, make_bundle, png
 
 pytestmark = pytest.mark.ray
 
-SIZE_PX = 32
 MAX_TOKENS = 12
-BATCH_WAIT_S = 3.0
 QUESTION = "Is it normal?"
-
-
-def make_base(folder: Path) -> None:
-    """A random base whose weights are large enough that an answer depends on the picture."""
-    torch.manual_seed(0)
-    specials = ["<pad>", "<s>", "</s>", "<image>"]
-    words = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokens = {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = PefomedConfig(
-        vision_config={"model_type": "blip_2_vision_model", "image_size": SIZE_PX, "patch_size": 8, **vision},
-        text_config={"model_type": "llama", "max_position_embeddings": 256, "initializer_range": 0.3, **text, **tokens},
-        image_token_id=3,
-    )
-    model = PefomedForConditionalGeneration(config)
-    for parameter in model.vision_tower.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    torch.nn.init.normal_(model.projector.weight, std=1.0)
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "preprocessor_config.json", ImageSpec(SIZE_PX).to_json())
-
-
-def make_bundle(target: Path, base_path: Path) -> None:
-    """A freshly initialised adapter, its second matrix drawn too: as it comes, it would change nothing."""
-    base = open_base(str(base_path), "short")
-    config = TrainConfig.model_validate(
-        {"name": "t", "task": "vqa", "template": "short", "base": {"path": str(base_path)}, "data": {"shards": "none"}}
-    )
-    attach_lora(base, config.lora, train_projector=True)
-    for name, parameter in base.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    trained = {name: p.detach() for name, p in base.model.named_parameters() if p.requires_grad}
-    lineage = {"source": "phantom", "shards": "f" * 64}
-    save_bundle(target, base, config, trained, lineage, {"exact_match": {"value": 0.5}})
-
-
-def png(shade: int) -> bytes:
-    """A picture that darkens from left to right, the faster the smaller the shade."""
-    ramp = torch.linspace(255, shade, SIZE_PX).to(torch.uint8).expand(SIZE_PX, SIZE_PX)
-    buffer = io.BytesIO()
-    Image.fromarray(ramp.numpy().copy()).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -126,9 +65,7 @@ def served() -> Iterator[Served]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     registry = folder / "registry"
-    config = ServeConfig(
-        port=port, max_batch_size=2, max_ongoing_requests=2, max_queued_requests=2, batch_wait_s=BATCH_WAIT_S
-    )
+    config = ServeConfig(port=port, max_batch_size=2, max_ongoing_requests=2, max_queued_requests=2)
     try:
         make_base(folder / "base")
         make_bundle(folder / "bundle", folder / "base")
@@ -156,9 +93,7 @@ def test_models_show_the_lineage(served: Served) -> None:
 def test_one_answer_equals_the_offline_one(served: Served, tmp_path: Path) -> None:
     path = tmp_path / "scan.png"
     path.write_bytes(png(1))
-    started = time.monotonic()
     reply = ask(served.endpoint.url, served.key, served.endpoint.model, path, QUESTION, 60.0)
-    assert time.monotonic() - started > BATCH_WAIT_S  # alone, it waited for company
     offline = served.offline.answer([Prompt("vqa", QUESTION, (png(1),))], 256 - reply.usage["prompt_tokens"])[0]
     assert reply.text == offline.text
     assert reply.digest == served.endpoint.digest

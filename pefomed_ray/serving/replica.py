@@ -29,7 +29,6 @@ class ModelReplica:
         # One thread: the model is asked one batch at a time, off the event loop that collects the next.
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._answer_batch.set_max_batch_size(config.max_batch_size)
-        self._answer_batch.set_batch_wait_timeout_s(config.batch_wait_s)
 
     async def ready(self) -> None:
         """Returns: the constructor is through."""
