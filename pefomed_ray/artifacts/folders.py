@@ -8,6 +8,7 @@ again by s3fs and botocore, what is not ends as an error that names the object.
 import io
 import logging
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,6 +107,13 @@ class Folder(ABC):
         """Write a file, whole or not at all."""
 
     @abstractmethod
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file that must not be there yet, whole or not at all; of two at once, one wins.
+
+        Raises FileExistsError for the other.
+        """
+
+    @abstractmethod
     def put(self, file: Path, name: str) -> None:
         """Bring a local file here, whole or not at all; it may be moved."""
 
@@ -192,6 +200,21 @@ class LocalFolder(Folder):
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """See Folder; durable once this returns."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.link(temporary, path)  # refused where there is one; a rename would replace it
+        finally:
+            os.unlink(temporary)
 
     def put(self, file: Path, name: str) -> None:
         """See Folder; `file` must lie on the same file system and is moved."""
@@ -304,10 +327,7 @@ class S3Folder(Folder):
             self._fs.pipe_file(f"{self._root}/{name}", data)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file that must not be there yet (If-None-Match); of two at once, one wins.
-
-        Raises FileExistsError for the other.
-        """
+        """See Folder (If-None-Match)."""
         with storage_errors(self.url_of(name)):
             self._fs.pipe_file(f"{self._root}/{name}", data, mode="create")
 

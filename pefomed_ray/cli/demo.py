@@ -12,6 +12,7 @@ from pefomed_ray.cli.console import say
 from pefomed_ray.cli.doctor import check_embedded_base
 from pefomed_ray.cli.options import serve_config
 from pefomed_ray.cli.progress import bar, metrics_table
+from pefomed_ray.cli.promotion import promote_bundle
 from pefomed_ray.cli.training import LINES
 from pefomed_ray.cli.trials import TrialLines, leaderboard
 from pefomed_ray.cli.waiting import wait_for_signal
@@ -22,13 +23,12 @@ from pefomed_ray.data.phantom import write_slake
 from pefomed_ray.data.shards import prepare
 from pefomed_ray.errors import ConfigError
 from pefomed_ray.evaluation.evaluate import evaluate
-from pefomed_ray.evaluation.gate import promote_through_gate
 from pefomed_ray.evaluation.predict import GenerationSettings
 from pefomed_ray.search.space import preset_values
 from pefomed_ray.search.study import SearchResult, run_search
-from pefomed_ray.serving.client import ask
+from pefomed_ray.serving.client import Client
 from pefomed_ray.serving.deploy import Endpoint, start, stop
-from pefomed_ray.serving.keys import CLIENT_KEY_FILE, KEY_FILE, client_key
+from pefomed_ray.serving.keys import CLIENT_KEY_FILE, client_key
 from pefomed_ray.serving.preflight import check_port
 from pefomed_ray.training.trainer import TrainResult, train
 
@@ -84,11 +84,11 @@ def _on_cluster(folder: Path, *, keep: bool, port: int) -> dict[str, Any]:
         )
     with _stage("promotion: gate, verification, alias"):
         metrics_file = Path(evaluated["metrics"])
-        entry, _ = promote_through_gate(folder / "registry", ALIAS, trained.bundle, metrics_file)
-        say(f"{ALIAS} -> {entry.digest[:16]}")
+        promoted = promote_bundle(folder / "registry", ALIAS, trained.bundle, metrics_file)
+        say(f"{ALIAS} -> {promoted.entry.digest[:16]}")
     registry = folder / "registry"
     with _stage("serving: Ray Serve behind an OpenAI-compatible endpoint"):
-        endpoint = start(serve_config([f"port={port}"]), registry, ALIAS, registry / KEY_FILE)
+        endpoint = start(serve_config([f"port={port}"]), registry, ALIAS)
     try:
         with _stage("query: the openai client asks about a test picture"):
             answered = _ask(folder, endpoint)
@@ -118,7 +118,8 @@ def _ask(folder: Path, endpoint: Endpoint) -> dict[str, Any]:
     row = read_json(folder / "corpus" / "test.json")[0]
     picture = folder / "corpus" / "imgs" / row["img_name"]
     key = client_key(folder / "registry")
-    reply = ask(endpoint.url, key, endpoint.model, picture, row["question"], QUERY_TIMEOUT_S)
+    with Client(endpoint.url, key, QUERY_TIMEOUT_S) as client:
+        reply = client.ask(endpoint.model, [picture.read_bytes()], row["question"])
     return {
         "picture": str(picture),
         "question": row["question"],

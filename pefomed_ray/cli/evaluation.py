@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pefomed_ray.artifacts.registry import DEFAULT_REGISTRY
 from pefomed_ray.cli.console import exits_with_code, finish, say
 from pefomed_ray.evaluation.endpoint import KEY_ENV
 
@@ -100,36 +99,3 @@ def evaluate(
         raise
     metrics_table(Path(result["metrics"]))
     finish(result, as_json=json)
-
-
-@exits_with_code
-def promote(
-    bundle: str,
-    alias: Annotated[str, typer.Option(help="Name the endpoint will know it by.")],
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="metrics.json of an evaluation of this bundle: promote only if it passes the gate."),
-    ] = None,
-    margin: Annotated[
-        float, typer.Option(help="How much worse than the champion it may be: 0.01 is one point of a hundred.")
-    ] = 0.0,
-    registry: Annotated[str, typer.Option(help="Folder of aliases and promoted bundles.")] = DEFAULT_REGISTRY,
-    json: Json = False,
-) -> None:
-    """Verify a bundle, hold it against the gate, copy it into the registry and move the alias to it."""
-    from pefomed_ray.artifacts.registry import promote as move
-    from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.evaluation.gate import GATE_FILE, promote_through_gate
-
-    folder, there = local_path(bundle), local_path(registry)
-    if metrics is None:
-        entry = move(there, alias, folder)
-        say(f"the gate was NOT ASKED: {alias} stands for a bundle of which nothing shows that it is any good")
-        asked = {"gate": "not asked: no --metrics given"}
-    else:
-        entry, decision = promote_through_gate(there, alias, folder, local_path(metrics), margin)
-        for ruling in decision.rules:
-            say(f"{ruling['rule']}: passed" + "".join(f"; {why}" for why in ruling["why"]))
-        asked = {"gate": "passed", "decision": str(local_path(metrics).parent / GATE_FILE)}
-    # The entry's own `gate` is of when the alias was moved, which may have been before.
-    finish({"alias": alias, "registry": str(there), **entry.model_dump(mode="json"), **asked}, as_json=json)

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,11 +13,13 @@ from pefomed_ray.cli.console import exits_with_code, finish, say
 from pefomed_ray.cli.convert import convert_app
 from pefomed_ray.cli.environment import set_defaults
 from pefomed_ray.cli.estimate import estimate
-from pefomed_ray.cli.evaluation import evaluate, promote
+from pefomed_ray.cli.evaluation import evaluate
 from pefomed_ray.cli.export import export
 from pefomed_ray.cli.judge import judge
+from pefomed_ray.cli.promotion import history, promote, rollback
 from pefomed_ray.cli.rate import rate
 from pefomed_ray.cli.score import score
+from pefomed_ray.cli.serving import keys_app, query, serve
 
 app = typer.Typer(
     add_completion=False,
@@ -29,12 +31,10 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: look at them, turn them into shards.")
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
-
-DEFAULT_REGISTRY = "runs/registry"
+app.add_typer(keys_app, name="keys")
 
 Json = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
 Words = Annotated[list[str] | None, typer.Argument(help="dotted.key=value, applied over the file.")]
-Registry = Annotated[str, typer.Option(help="Folder of aliases and promoted bundles.")]
 
 
 def main() -> None:
@@ -236,81 +236,18 @@ def search(
     )
 
 
-@app.command()
-@exits_with_code
-def rollback(
-    alias: Annotated[str, typer.Option(help="Alias to move back.")],
-    registry: Registry = DEFAULT_REGISTRY,
-    json: Json = False,
-) -> None:
-    """Move an alias back to what it stood for before."""
-    from pefomed_ray.artifacts.registry import rollback as move_back
-    from pefomed_ray.artifacts.storage import local_path
-
-    entry = move_back(local_path(registry), alias)
-    finish({"alias": alias, "registry": str(local_path(registry)), **_plain(entry)}, as_json=json)
-
-
 app.command()(evaluate)
 app.command()(score)
 app.command()(promote)
+app.command()(rollback)
+app.command()(history)
+app.command()(serve)
+app.command()(query)
 app.command()(estimate)
 app.command()(export)
 app.command()(judge)
 app.command()(rate)
 app.command()(agree)
-
-
-@app.command()
-@exits_with_code
-def serve(
-    alias: Annotated[str, typer.Option(help="Alias to serve.")],
-    options: Annotated[list[str] | None, typer.Argument(help="key=value of the endpoint: replicas=2, ...")] = None,
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    registry: Registry = DEFAULT_REGISTRY,
-    json: Json = False,
-) -> None:
-    """Serve an alias behind an OpenAI-compatible endpoint until interrupted."""
-    from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.cli.options import serve_config
-    from pefomed_ray.serving.preflight import check
-
-    folder = local_path(registry)
-    config = serve_config([*(options or []), f"port={port}"])
-    check(config, folder, alias)
-    from pefomed_ray.cli.cluster import cluster
-    from pefomed_ray.cli.waiting import wait_for_signal
-    from pefomed_ray.serving.deploy import start, stop
-    from pefomed_ray.serving.keys import KEY_FILE
-
-    with cluster():
-        endpoint = start(config, folder, alias, folder / KEY_FILE)
-        try:
-            finish({"url": endpoint.url, "model": endpoint.model, "digest": endpoint.digest}, as_json=json)
-            say("serving; Ctrl-C ends it")
-            wait_for_signal()
-        finally:
-            stop()
-
-
-@app.command()
-@exits_with_code
-def query(
-    image: str,
-    question: str,
-    url: Annotated[str, typer.Option(help="The endpoint, up to /v1.")] = "http://127.0.0.1:8000/v1",
-    model: Annotated[str, typer.Option(help="Alias, or <base>:<alias>.")] = "champion",
-    registry: Registry = DEFAULT_REGISTRY,
-    timeout_s: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.1)] = 60.0,
-    json: Json = False,
-) -> None:
-    """Ask the endpoint about a picture. The key: $PEFOMED_API_KEY, else the registry's client.key."""
-    from pefomed_ray.artifacts.storage import local_path
-    from pefomed_ray.serving.client import ask
-    from pefomed_ray.serving.keys import client_key
-
-    reply = ask(url, client_key(local_path(registry)), model, local_path(image), question, timeout_s)
-    finish({"answer": reply.text, "model": reply.model, "digest": reply.digest, "usage": reply.usage}, as_json=json)
 
 
 @app.command()
@@ -334,10 +271,6 @@ def doctor(json: Json = False) -> None:
     from pefomed_ray.cli.doctor import examine
 
     finish(examine(), as_json=json)
-
-
-def _plain(entry: Any) -> dict[str, Any]:
-    return entry.model_dump(mode="json") if hasattr(entry, "model_dump") else asdict(entry)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ Reason = Literal[
 
 
 class RowError(Exception):
-    """One row cannot be used. Never leaves this room: whoever handles rows turns it into a quarantined one."""
+    """One row or picture cannot be used. Whoever asked turns it into a quarantined row, or a refusal of their own."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)

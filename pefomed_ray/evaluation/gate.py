@@ -19,13 +19,11 @@ from typing import Any
 from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.records import Task
 from pefomed_ray.artifacts.registry import (
-    AliasEntry,
     Decision,
     Evaluation,
     evaluations,
     keep_decision,
     keep_evaluation,
-    promote,
     standing,
 )
 from pefomed_ray.artifacts.storage import write_json
@@ -56,14 +54,11 @@ class Ruling:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def promote_through_gate(
-    registry: Path, alias: str, bundle: Path, metrics_file: Path, margin: float = 0.0
-) -> tuple[AliasEntry, Decision]:
-    """Ask the gate about a bundle with this evaluation, and let `alias` stand for it where it passes.
+def ask_gate(registry: str | Path, alias: str, bundle: Path, metrics_file: Path, margin: float = 0.0) -> Decision:
+    """Whether a bundle with this evaluation may get `alias`; what was said is kept, a refusal too.
 
     Raises RefusedError with every reason, also where the file is about another bundle; ConfigError where there is no
-    such file or `margin` is not in [0, 1); DataError where the folder does not hold an evaluation's files; and what
-    `artifacts.registry.promote` raises.
+    such file or `margin` is not in [0, 1); DataError where the folder does not hold an evaluation's files.
     """
     if not 0 <= margin < 1:
         raise ConfigError(f"margin {margin} is not in [0, 1): 0.01 lets a bundle be one point of a hundred worse")
@@ -94,7 +89,7 @@ def promote_through_gate(
     keep_decision(registry, alias, decision)
     if reasons:
         raise RefusedError(f"the gate refuses this bundle for {alias!r}: " + "; ".join(reasons))
-    return promote(registry, alias, bundle, decision), decision
+    return decision
 
 
 def beats_controls(metrics: dict[str, Any]) -> Ruling:

@@ -1,205 +1,236 @@
-"""The HTTP routes, as a plain FastAPI application over anything that answers: no Ray, no torch."""
+"""The HTTP application over anything that answers: no Ray, no torch.
+
+/                      the page, and /page/* that it loads                   open: nothing secret in it
+/healthz               whether this process lives                            open
+/readyz                whether a replica answers
+/v1/models(/{id})      base, aliases and bundles, with lineage
+/v1/chat/completions   OpenAI's, streamed or whole
+/v1/vqa, /v1/report    a picture's file as the body, for curl
+/v1/image              a picture as the model's side sees it: DICOM becomes PNG
+/v1/refresh            look at the registry now
+/metrics               for Prometheus
+/openapi.json          where `show_api` is set
+"""
 
 import asyncio
+import contextlib
 import logging
-import time
-import uuid
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from time import monotonic
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pefomed_ray.artifacts.records import Task
 from pefomed_ray.config import ServeConfig
+from pefomed_ray.errors import PefomedError
 from pefomed_ray.serving.api_error import ApiError
-from pefomed_ray.serving.keys import is_known
-from pefomed_ray.serving.schemas import (
-    Ask,
-    ChatCompletion,
-    Choice,
-    Completion,
-    ReplyMessage,
-    Usage,
-    parse_request,
-    to_ask,
-)
+from pefomed_ray.serving.ask_routes import DISCLAIMER, Answering, ask_routes
+from pefomed_ray.serving.contract import Backend, Catalogue, Follows, ServedAdapter
+from pefomed_ray.serving.guard import RETRY, Door, Visit, key_check, open_check
+from pefomed_ray.serving.metrics import CONTENT_TYPE, Metrics
+from pefomed_ray.serving.schemas import ChatRequest, ErrorBody, ModelCard, ModelList, Standing, Status
 
+PAGE = "index.html"
+PAGE_TYPES = {"page.js": "text/javascript", "page.css": "text/css"}
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The page may load nothing from anywhere else, and nobody may frame it."""
 READY_TIMEOUT_S = 5.0
-DISCLAIMER = "Not for diagnosis or any clinical use."
 
 logger = logging.getLogger("ray.serve")
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """What the endpoint says about the adapter it serves."""
+def make_api(
+    catalogue: Catalogue, door: Door, config: ServeConfig, backend: Backend, follow: Follows | None = None
+) -> FastAPI:
+    """The application: page and /healthz open, every other route behind a key.
 
-    base: str
-    """Short name of the base, never its path."""
-    alias: str
-    digest: str
-    task: Task
-    created: int
-    """When it was promoted, seconds since 1970."""
-    lineage: dict[str, Any]
-    """Data, split, template and metrics it came from."""
-
-    @property
-    def name(self) -> str:
-        """What clients pass as `model`."""
-        return f"{self.base}:{self.alias}"
-
-
-class Backend(Protocol):
-    """Whatever answers. Refusals come as ApiError."""
-
-    async def answer(self, ask: Ask) -> Completion:
-        """Answer one request."""
-
-    async def ready(self) -> None:
-        """Return once a replica answers."""
-
-
-def make_api(model: ServedModel, key_hashes: Sequence[str], config: ServeConfig, backend: Backend) -> FastAPI:
-    """The application: /healthz open, every other route behind the key."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    `follow` is run every `refresh_s` while the application lives.
+    """
+    metrics = Metrics()
+    app = FastAPI(
+        title="PeFoMed-Ray",
+        description=f"Medical images and questions, OpenAI-compatible. {DISCLAIMER}",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_following(follow, config.refresh_s) if follow else None,
+        responses={status: {"model": ErrorBody} for status in ("4XX", "5XX")},
+    )
     app.add_exception_handler(ApiError, _send_api_error)
     for kind in (HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _send_other_error)
     app.include_router(_open_routes())
-    # A dependency of the router, not a middleware that looks at the URL: odd Host headers have talked around those.
-    app.include_router(_guarded_routes(model, config, backend), dependencies=[Depends(_key_check(key_hashes))])
+    key = Depends(key_check(door))
+    app.include_router(_told_routes(catalogue, config, backend, door, metrics, app), dependencies=[key])
+    answering = Answering(catalogue, config, backend, metrics)
+    app.include_router(ask_routes(answering), dependencies=[key, Depends(open_check(door))])
+    app.add_middleware(_Counted, metrics=metrics, door=door)
     return app
 
 
 def _open_routes() -> APIRouter:
     routes = APIRouter()
+    page = files("pefomed_ray.serving") / "page"
 
     @routes.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz() -> Status:
+        return Status(status="ok")
+
+    @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> Response:
+        return HTMLResponse((page / PAGE).read_bytes(), headers=PAGE_HEADERS)
+
+    @routes.get("/page/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in PAGE_TYPES:
+            raise ApiError(404, "no such route")
+        return Response((page / name).read_bytes(), media_type=PAGE_TYPES[name], headers=PAGE_HEADERS)
 
     return routes
 
 
-def _guarded_routes(model: ServedModel, config: ServeConfig, backend: Backend) -> APIRouter:
+def _told_routes(
+    catalogue: Catalogue, config: ServeConfig, backend: Backend, door: Door, metrics: Metrics, app: FastAPI
+) -> APIRouter:
+    """What the endpoint says of itself."""
     routes = APIRouter()
 
     @routes.get("/readyz")
-    async def readyz() -> dict[str, str]:
-        await _bounded(backend.ready(), READY_TIMEOUT_S, "no replica is ready", 503)
-        return {"status": "ready"}
+    async def readyz() -> Status:
+        if door.is_closing:
+            raise ApiError(503, "the endpoint is going down", code="closing", headers=RETRY)
+        try:
+            await asyncio.wait_for(backend.ready(), READY_TIMEOUT_S)
+        except TimeoutError:
+            raise ApiError(503, "no replica is ready", code="timeout", headers=RETRY) from None
+        return Status(status="ready")
 
     @routes.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": _model_list(model)}
+    async def models() -> ModelList:
+        return ModelList(data=_cards(catalogue))
 
-    @routes.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        # The body is read here and not by FastAPI, which would read and parse it before it asks for the key.
-        started = time.monotonic()
-        reply_id = f"chatcmpl-{uuid.uuid4().hex}"
-        chat_request = parse_request(await _read_body(request, config.max_body_bytes))
-        if chat_request.model not in (model.name, model.alias):
-            raise ApiError(
-                404,
-                f"the model asked for is not served here; there is {model.name!r}",
-                param="model",
-                code="model_not_found",
-            )
-        ask = to_ask(chat_request, model.task, config)
-        completion = await _bounded(
-            backend.answer(ask),
-            config.request_timeout_s,
-            f"no answer within {config.request_timeout_s:g} s",
-            504,
-            reply_id,
-        )
-        logger.info(
-            "%s 200 images=%d bytes=%d tokens=%d ms=%.0f",
-            reply_id,
-            len(ask.images),
-            sum(map(len, ask.images)),
-            completion.tokens,
-            (time.monotonic() - started) * 1e3,
-        )
-        return _reply(reply_id, model.name, completion)
+    @routes.get("/v1/models/{model}")
+    async def model(model: str) -> ModelCard:
+        found = await catalogue.find(model)
+        if found.adapter is None:
+            return _cards(catalogue)[-1]
+        return _card(found.name, found.adapter, catalogue)
+
+    @routes.post("/v1/refresh")
+    async def refresh(request: Request) -> Standing:
+        try:
+            await Visit(request, config).bounded(catalogue.refresh())
+        except PefomedError:
+            raise ApiError(503, "the registry cannot be read now; try again", headers=RETRY) from None
+        now = catalogue.standing
+        return Standing(aliases=dict(now.aliases), not_followed=dict(now.not_followed))
+
+    @routes.get("/metrics", include_in_schema=False)
+    async def scraped(request: Request) -> Response:
+        stats = await Visit(request, config).bounded(backend.stats())
+        return Response(metrics.page(stats), media_type=CONTENT_TYPE)
+
+    if config.show_api:
+
+        @routes.get("/openapi.json", include_in_schema=False)
+        async def openapi() -> dict[str, Any]:
+            return openapi_of(app)
 
     return routes
 
 
-def _key_check(hashes: Sequence[str]) -> Callable[..., Coroutine[Any, Any, None]]:
-    async def require_key(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not is_known(key, hashes):
-            raise ApiError(
-                401,
-                "a valid key is required: Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
-    return require_key
+def openapi_of(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the body of chat requests: routes read bodies themselves, once the key is known."""
+    document = dict(app.openapi())
+    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update({**schema.pop("$defs"), "ChatRequest": schema})
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}]
+    return document
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise ApiError(413, f"the body is over {limit} bytes", code="body_too_large")
-    return bytes(body)
-
-
-async def _bounded(
-    work: Coroutine[Any, Any, Any], timeout_s: float, message: str, status: int, reply_id: str = "-"
-) -> Any:
-    try:
-        return await asyncio.wait_for(work, timeout_s)
-    except TimeoutError:
-        raise ApiError(status, message, code="timeout") from None
-    except ApiError:
-        raise
-    except Exception as error:
-        # Its text may hold anything; its class is enough to look it up in the replica's own log.
-        logger.error("%s 500 %s", reply_id, type(error).__name__)
-        raise ApiError(500, "the endpoint failed to answer; its log has more", code="internal_error") from None
-
-
-def _model_list(model: ServedModel) -> list[dict[str, Any]]:
-    common = {"object": "model", "created": model.created, "owned_by": "pefomed-ray"}
-    lineage = {"digest": model.digest, "task": model.task, **model.lineage, "notice": DISCLAIMER}
-    return [
-        # First the one that answers: clients that take the first of the list get it.
-        {"id": model.name, **common, "parent": model.base, "lineage": lineage},
-        {"id": model.base, **common, "parent": None},
+def _cards(catalogue: Catalogue) -> list[ModelCard]:
+    """A card for each alias, then for each bundle that has none, then the base: who takes the first gets an adapter."""
+    cards = [
+        _card(f"{catalogue.base}:{name}", adapter, catalogue)
+        for adapter in catalogue.adapters
+        for name in (adapter.aliases or (adapter.ref.digest,))
     ]
+    return [*cards, ModelCard(id=catalogue.base, created=0, parent=None)]
 
 
-def _reply(reply_id: str, name: str, completion: Completion) -> JSONResponse:
-    body = ChatCompletion(
-        id=reply_id,
-        created=int(time.time()),
-        model=name,
-        choices=[
-            Choice(
-                message=ReplyMessage(content=completion.text),
-                finish_reason="stop" if completion.finished else "length",
-            )
-        ],
-        usage=Usage(
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.tokens,
-            total_tokens=completion.prompt_tokens + completion.tokens,
-        ),
-        system_fingerprint=completion.digest,
+def _card(name: str, adapter: ServedAdapter, catalogue: Catalogue) -> ModelCard:
+    return ModelCard(
+        id=name,
+        created=adapter.created,
+        parent=catalogue.base,
+        aliases=list(adapter.aliases),
+        lineage={"task": adapter.task, **adapter.lineage, "notice": DISCLAIMER},
+        not_followed=catalogue.standing.not_followed.get(name.removeprefix(f"{catalogue.base}:")),
     )
-    headers = {"x-adapter-sha256": completion.digest, "x-notice": DISCLAIMER}
-    return JSONResponse(body.model_dump(mode="json"), headers=headers)
+
+
+def _following(follow: Follows, every_s: float) -> Any:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_repeat(follow, every_s))
+        yield
+        task.cancel()
+
+    return lifespan
+
+
+async def _repeat(follow: Follows, every_s: float) -> None:
+    while True:
+        try:
+            await follow()
+        except Exception as error:
+            # What is known stays as it is: an endpoint outlives the store it was filled from.
+            logger.warning("the registry could not be read (%s); going on with what is known", type(error).__name__)
+        await asyncio.sleep(every_s)
+
+
+class _Counted:
+    """Counts requests and their time, to the last byte of the answer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, door: Door) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = monotonic(), [499]  # what a client that left is counted as
+
+        async def seen(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status[0] = message["status"]
+            await send(message)
+
+        self._metrics.began()
+        self._door.under_way += 1
+        try:
+            await self._app(scope, receive, seen)
+        finally:
+            self._door.under_way -= 1
+            # The route's pattern and not the path: that is the client's to choose.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.ended(route, status[0], monotonic() - started)
 
 
 async def _send_api_error(request: Request, error: Exception) -> Response:
@@ -212,4 +243,5 @@ async def _send_other_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     status = 422 if isinstance(error, RequestValidationError) else status
     message = {404: "no such route", 405: "method not allowed", 422: "the request is not valid"}.get(status, "refused")
-    return ApiError(status, message).response()
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return ApiError(status, message, headers=headers).response()

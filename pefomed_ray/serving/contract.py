@@ -1,10 +1,11 @@
 """What passes between the HTTP side and the engine: plain values that pickle. No torch, no Ray, no FastAPI."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pefomed_ray.artifacts.records import Task
+from pefomed_ray.errors import DataError
 
 Ended = Literal["stop", "length"]
 """Why an answer ended: by itself or at a stop text, or where max_tokens or the model's context cut it off."""
@@ -32,6 +33,10 @@ class Sampling:
     """None: another one each time."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
+
+
+class CannotServeError(DataError):
+    """An adapter cannot be served here: changed, of another base, of too high a rank."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,49 @@ class Piece:
     """With the last piece only."""
 
 
+Follows = Callable[[], Awaitable[None]]
+"""Look at the registry and the keys, and follow what has changed."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How a replica is doing."""
+
+    running: int
+    """Requests that are being answered."""
+    waiting: int
+    """Requests that wait for room beside those."""
+    adapters: int
+    """In memory."""
+    steps: int
+    """Forward passes since the start."""
+    tokens: int
+    """Said since the start."""
+    image_hits: int
+    """Images that the vision tower had seen."""
+    image_misses: int
+
+
 class Backend(Protocol):
     """Whatever answers. Refusals come as ApiError."""
 
     async def answer(self, ask: Ask) -> Completion:
         """Answer one request."""
 
-    def stream(self, ask: Ask) -> AsyncIterator[Piece]:
+    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """Answer one request piece by piece. To close it early ends the work on it."""
+
+    async def load(self, ref: AdapterRef) -> None:
+        """Have every replica read an adapter, so that who asks for it first does not wait.
+
+        Raises CannotServeError.
+        """
 
     async def ready(self) -> None:
         """Return once a replica answers."""
+
+    async def stats(self) -> Sequence[Mapping[str, float]]:
+        """`Stats` of each replica, by name."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +144,21 @@ class Found:
     adapter: ServedAdapter | None
     """None: the base as it is."""
 
+    @property
+    def digest(self) -> str | None:
+        """Of the weights that answer; None for the base's own."""
+        return self.adapter.ref.digest if self.adapter else None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What aliases stand for now."""
+
+    aliases: Mapping[str, str]
+    """Alias -> digest."""
+    not_followed: Mapping[str, str]
+    """Alias -> why it still stands for what it did, though the registry has moved it."""
+
 
 class Catalogue(Protocol):
     """What can be asked for: the base and the registry's bundles over it, as the registry is now."""
@@ -114,10 +166,16 @@ class Catalogue(Protocol):
     base: str
     """Short name of the base, never its path."""
 
+    @property
     def adapters(self) -> Sequence[ServedAdapter]:
-        """Every bundle of the registry over this base, those with aliases first."""
+        """What aliases stand for, and then what else was asked for or stood for since the start. Every bundle of the
+        registry can be asked for by its digest."""
 
-    def find(self, model: str) -> Found:
+    @property
+    def standing(self) -> Standing:
+        """What aliases stand for here."""
+
+    async def find(self, model: str) -> Found:
         """By `<base>`, `<base>:<alias>`, `<alias>`, or `<base>:<digest>` with at least 12 of the digest's characters.
 
         Raises ApiError 404 for any other name.

@@ -1,4 +1,4 @@
-"""Bringing the endpoint up and down: checks first, then Ray Serve, then a request to see it alive."""
+"""Bringing the endpoint up and down: checks first, then Ray Serve, then a look that it serves what it should."""
 
 import logging
 import time
@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
-from pefomed_ray.artifacts.registry import resolve
+from pefomed_ray.artifacts.manifests import load_bundle_manifest
+from pefomed_ray.artifacts.registry import bundle_folder, resolve
 from pefomed_ray.config import ServeConfig
-from pefomed_ray.errors import PefomedError
-from pefomed_ray.serving.app import LOGGING, ServeArgs, build, describe
+from pefomed_ray.errors import DataError, PefomedError
+from pefomed_ray.serving.app import LOGGING, ServeArgs, base_name, build
+from pefomed_ray.serving.contract import Standing
+from pefomed_ray.serving.ingress import Ingress
 from pefomed_ray.serving.keys import ensure_key
-from pefomed_ray.serving.preflight import check
+from pefomed_ray.serving.preflight import absolute, check
 
 APPLICATION = "pefomed"
 START_TIMEOUT_S = 600.0
@@ -36,19 +40,19 @@ class Endpoint:
     """Of the adapter."""
 
 
-def start(config: ServeConfig, registry: Path, alias: str, key_file: Path) -> Endpoint:
-    """Serve what `alias` stands for and return once it answers; Ray must be running, `check` is done again.
+def start(config: ServeConfig, registry: str | Path, alias: str) -> Endpoint:
+    """Serve the base of what `alias` stands for and return once it answers; Ray must be running, `check` is done again.
 
-    Makes a key where the key file does not exist. Raises as `check` does, and PefomedError where the application does
-    not come up within START_TIMEOUT_S; Serve is shut down then.
+    Makes a key where a local registry has none. Raises as `check` does, DataError where the alias's bundle cannot be
+    served with this config, and PefomedError where the application does not come up within START_TIMEOUT_S; Serve is
+    shut down then.
     """
     check(config, registry, alias)
-    # This process's part of Serve; the replicas' is set below.
+    # This process's part of Serve; the replicas' is set in `build`.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ensure_key(key_file)
-    entry = resolve(registry, alias)
-    application = build(ServeArgs(alias=alias, registry=str(registry), key_file=str(key_file), config=config))
-    model = describe(registry / entry.bundle, alias, entry)
+    ensure_key(registry)
+    there = absolute(registry)
+    application = build(ServeArgs(alias=alias, registry=there, config=config))
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         serve.start(
@@ -61,15 +65,44 @@ def start(config: ServeConfig, registry: Path, alias: str, key_file: Path) -> En
         # `serve.run` would wait for ever.
         serve.run_many([target], wait_for_applications_running=False)
         _wait_until_running(f"http://{host}:{config.port}/healthz", time.monotonic() + START_TIMEOUT_S)
+        digest = _served(alias)
     except BaseException:
-        stop()
+        serve.shutdown()
         raise
-    return Endpoint(f"http://{host}:{config.port}/v1", model.name, model.digest)
+    base = base_name(load_bundle_manifest(bundle_folder(there, resolve(there, alias).digest)).base)
+    return Endpoint(f"http://{host}:{config.port}/v1", f"{base}:{alias}", digest)
 
 
-def stop() -> None:
-    """Take the endpoint down; Ray stays up."""
+def stop(drain_timeout_s: float = 0.0) -> None:
+    """Take the endpoint down; Ray stays up. New requests are refused with 503 while those under way are answered."""
+    if drain_timeout_s:
+        try:
+            _drain(drain_timeout_s)
+        except Exception as error:  # whatever is wrong with it, it is to go down
+            logging.getLogger("ray.serve").warning("the endpoint could not be drained: %s", type(error).__name__)
     serve.shutdown()
+
+
+def _drain(timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    _ingress().broadcast("close").results(timeout_s=timeout_s)
+    while time.monotonic() < deadline:
+        if not any(_ingress().broadcast("under_way").results(timeout_s=timeout_s)):
+            return
+        time.sleep(POLL_S)
+
+
+def _ingress() -> DeploymentHandle:
+    return serve.get_deployment_handle(Ingress.__name__, APPLICATION)
+
+
+def _served(alias: str) -> str:
+    """Digest of what the alias stands for at every ingress."""
+    found: list[Standing] = _ingress().broadcast("refresh").results(timeout_s=START_TIMEOUT_S)
+    for standing in found:
+        if alias in standing.not_followed:
+            raise DataError(f"alias {alias!r}: {standing.not_followed[alias]}")
+    return found[0].aliases[alias]
 
 
 def _wait_until_running(health_url: str, deadline: float) -> None:

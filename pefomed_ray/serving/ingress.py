@@ -1,6 +1,8 @@
 """The HTTP side on Ray Serve. It loads no torch: it is cheap, and outlives the crash of a replica."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import asdict
 
 from fastapi import FastAPI
 from ray import serve
@@ -9,40 +11,107 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from pefomed_ray.config import ServeConfig
-from pefomed_ray.errors import DataError
-from pefomed_ray.serving.api import ServedModel, make_api
+from pefomed_ray.errors import DataError, PefomedError
+from pefomed_ray.serving.api import make_api
 from pefomed_ray.serving.api_error import ApiError
-from pefomed_ray.serving.schemas import Ask, Completion
+from pefomed_ray.serving.catalogue import RegistryCatalogue, without_paths
+from pefomed_ray.serving.contract import AdapterRef, Ask, CannotServeError, Completion, Piece, Standing, Stats
+from pefomed_ray.serving.guard import RETRY, Door
+from pefomed_ray.serving.keys import read_keys
 
-RETRY_AFTER_S = 1
+ATTEMPTS = 3
+"""Of an answer, where its replica is lost on the way: it is the same on any replica."""
+
+LOST = (RayActorError, DeploymentUnavailableError)
 
 
 class ReplicaBackend:
     """Answers by asking the replicas."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
+    def __init__(self, replicas: DeploymentHandle, registry: str) -> None:
         self._replicas = replicas
+        self._registry = registry
 
     async def answer(self, ask: Ask) -> Completion:
-        """Raises ApiError 400 for images that do not decode and prompts too long, 429 when the queue is full, 503 when
-        the replica is lost."""
-        outcome: Completion | DataError = await self._call("answer", ask)
-        if isinstance(outcome, DataError):
-            raise ApiError(400, f"messages: {outcome}", param="messages", code="invalid_value")
-        return outcome
+        """Raises ApiError 400 for images that do not decode and prompts too long, 404 for an adapter that cannot be
+        served, 429 when the queue is full, 503 when one replica after the other is lost."""
+        for _ in range(ATTEMPTS):
+            try:
+                said: Completion | PefomedError = await self._replicas.answer.remote(ask)
+            except LOST:
+                continue
+            except BackPressureError:
+                raise _full() from None
+            if isinstance(said, Completion):
+                return said
+            self._refuse(said)
+        raise _lost()
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        """Raises as `answer`. Where a replica is lost on the way another one begins anew, and what was sent already is
+        left out: greedy answers are the same everywhere, and so are drawn ones with their seed."""
+        sent = ""
+        for _ in range(ATTEMPTS):
+            pieces = self._replicas.options(stream=True).stream.remote(ask)
+            repeated = sent  # what this replica says once more
+            try:
+                async for piece in pieces:
+                    if not isinstance(piece, Piece):
+                        self._refuse(piece)
+                        break  # the replica has failed; another one is asked
+                    both = min(len(repeated), len(piece.text))
+                    if repeated[:both] != piece.text[:both]:
+                        raise _lost()  # it is on its way to another answer
+                    repeated, new = repeated[both:], piece.text[both:]
+                    sent += new
+                    if new or piece.completion is not None:
+                        yield Piece(new, piece.completion)
+                    if piece.completion is not None:
+                        return
+            except LOST:
+                continue
+            except BackPressureError:
+                raise _full() from None
+            finally:
+                pieces.cancel()
+        raise _lost()
+
+    async def load(self, ref: AdapterRef) -> None:
+        """See Backend."""
+        await self.ready()
+        for said in await self._replicas.broadcast("load", ref).results_async():
+            if said is not None:
+                raise said
 
     async def ready(self) -> None:
         """Raises ApiError 503 where no replica answers."""
-        await self._call("ready")
-
-    async def _call(self, method: str, *arguments: Ask) -> Completion | DataError:
-        retry = {"Retry-After": str(RETRY_AFTER_S)}
         try:
-            return await getattr(self._replicas, method).remote(*arguments)
+            await self._replicas.ready.remote()
+        except LOST:
+            raise _lost() from None
         except BackPressureError:
-            raise ApiError(429, "the queue is full; try again", code="overloaded", headers=retry) from None
-        except (RayActorError, DeploymentUnavailableError):
-            raise ApiError(503, "the replica was lost; try again", code="unavailable", headers=retry) from None
+            return  # they are busy, and so there are some
+
+    async def stats(self) -> Sequence[Mapping[str, float]]:
+        """See Backend."""
+        found: list[Stats] = await self._replicas.broadcast("stats").results_async()
+        return [asdict(stats) for stats in found]
+
+    def _refuse(self, error: PefomedError) -> None:
+        """Raise ApiError for what asking again would not change."""
+        if isinstance(error, CannotServeError):
+            why = without_paths(error, self._registry)
+            raise ApiError(404, f"model: {why}", param="model", code="model_not_found")
+        if isinstance(error, DataError):
+            raise ApiError(400, f"messages: {error}", param="messages", code="invalid_value")
+
+
+def _full() -> ApiError:
+    return ApiError(429, "the queue is full; try again", code="overloaded", headers=RETRY)
+
+
+def _lost() -> ApiError:
+    return ApiError(503, "the replica was lost; try again", code="unavailable", headers=RETRY)
 
 
 @serve.ingress()
@@ -50,9 +119,30 @@ class Ingress:
     """Serve deployment that holds the API; the application is made on the replica, from plain arguments."""
 
     def __init__(
-        self, model: ServedModel, key_hashes: Sequence[str], config: ServeConfig, replicas: DeploymentHandle
+        self, registry: str, base_name: str, base_digest: str, config: ServeConfig, replicas: DeploymentHandle
     ) -> None:
-        self._arguments = (model, key_hashes, config, ReplicaBackend(replicas))
+        self._registry = registry
+        self._config = config
+        self._backend = ReplicaBackend(replicas, registry)
+        self._catalogue = RegistryCatalogue(registry, base_name, base_digest, self._backend)
+        self._door = Door(read_keys(registry))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(*self._arguments)
+        return make_api(self._catalogue, self._door, self._config, self._backend, self._follow)
+
+    async def refresh(self) -> Standing:
+        """Look at the registry now."""
+        await self._catalogue.refresh()
+        return self._catalogue.standing
+
+    async def close(self) -> None:
+        """Let nobody in any more."""
+        self._door.is_closing = True
+
+    async def under_way(self) -> int:
+        """Requests that are being answered."""
+        return self._door.under_way
+
+    async def _follow(self) -> None:
+        self._door.keys = await asyncio.to_thread(read_keys, self._registry)
+        await self._catalogue.follow()

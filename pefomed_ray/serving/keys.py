@@ -1,7 +1,8 @@
-"""Keys of the endpoint: made here, kept as sha256 on the serving side, compared in constant time.
+"""Keys of the endpoint: named, revocable, kept as sha256 on the serving side, compared in constant time.
 
-The key file holds one sha256 in hex a line; a line more admits one key more (`printf %s KEY | sha256sum`). Keys are
-random and 43 characters long, so a plain hash is not open to guessing.
+`server.keys` in the registry holds a line for each key: its name and its sha256 in hex. Keys are random and 43
+characters long, so a plain hash is not open to guessing. A running endpoint reads the file again every `refresh_s`:
+a key that is added or revoked works, or does not, from then on.
 """
 
 import hashlib
@@ -9,71 +10,116 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from pefomed_ray.artifacts.folders import LocalFolder, open_folder
 from pefomed_ray.errors import ConfigError
 
 KEY_VARIABLE = "PEFOMED_API_KEY"
 KEY_FILE = "server.keys"
-"""In the registry folder, unless another is named."""
 CLIENT_KEY_FILE = "client.key"
-"""Beside the key file: the key itself, for `pefomed-ray query` on the same machine."""
+"""In a local registry, readable by its owner alone: the first key itself, for `pefomed-ray query` on this machine."""
+FIRST = "first"
+"""Name of the key that `pefomed-ray serve` makes where there is none."""
 KEY_BYTES = 32
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def ensure_key(path: Path) -> str | None:
-    """Make a key where the key file does not exist yet and return it; None where it does.
+def ensure_key(registry: str | Path) -> None:
+    """Make the first key of a local registry where it has none, and keep it beside for this machine's own queries.
 
-    Both files are readable by their owner alone.
+    Raises ConfigError where the registry is on S3 and has none: a key is made by hand there, and shown once.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    key = secrets.token_urlsafe(KEY_BYTES)
+    folder = open_folder(registry)
+    if folder.is_file(KEY_FILE):
+        return
+    if not isinstance(folder, LocalFolder):
+        raise ConfigError(f"{folder.url!r} has no keys yet; make one: pefomed-ray keys add NAME --registry {folder}")
     try:
-        # Exclusive: of two processes that start at once, one makes the key.
-        _write_private(path, hash_key(key), os.O_EXCL)
-    except FileExistsError:
-        return None
-    _write_private(path.parent / CLIENT_KEY_FILE, key, os.O_TRUNC)
+        key = add_key(registry, FIRST)
+    except ConfigError:  # of two processes that start at once, one makes the key
+        return
+    _write_private(folder.path / CLIENT_KEY_FILE, key)
+
+
+def add_key(registry: str | Path, name: str) -> str:
+    """Make a key; it is known nowhere but in what this returns.
+
+    Raises ConfigError for a name that is taken or is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError("a key's name has up to 64 of A-Z a-z 0-9 . _ @ - and begins with a letter or a digit")
+    folder = open_folder(registry)
+    key = secrets.token_urlsafe(KEY_BYTES)
+    if not folder.is_file(KEY_FILE):
+        try:
+            folder.create(KEY_FILE, _lines({name: hash_key(key)}))
+            return key
+        except FileExistsError:
+            pass
+    known = read_keys(registry)
+    if name in known:
+        raise ConfigError(f"there is a key named {name!r} already; revoke it first or choose another name")
+    folder.write_bytes(KEY_FILE, _lines({**known, name: hash_key(key)}))
     return key
 
 
-def read_hashes(path: Path) -> tuple[str, ...]:
-    """The hashes in a key file. Raises ConfigError where there is no file, no hash, or a line that is not one."""
-    if not path.is_file():
-        raise ConfigError(f"key file {str(path)!r} does not exist; `pefomed-ray serve` makes one")
-    lines = path.read_text(encoding="utf-8").split()
-    if not lines or not all(_HASH.fullmatch(line) for line in lines):
-        raise ConfigError(f"key file {str(path)!r} must hold one sha256 in lower-case hex a line")
-    return tuple(lines)
+def revoke_key(registry: str | Path, name: str) -> None:
+    """Take a key away. Raises ConfigError where there is none of this name."""
+    known = dict(read_keys(registry))
+    if known.pop(name, None) is None:
+        raise ConfigError(f"there is no key named {name!r}; there are: {', '.join(known) or 'none'}")
+    open_folder(registry).write_bytes(KEY_FILE, _lines(known))
 
 
-def client_key(folder: Path) -> str:
-    """The key to ask with: $PEFOMED_API_KEY, else `client.key` in the folder; ConfigError where there is neither."""
+def read_keys(registry: str | Path) -> dict[str, str]:
+    """Name -> sha256 of each key. Raises ConfigError where there is no file of keys or a line is none."""
+    folder = open_folder(registry)
+    try:
+        lines = folder.read_bytes(KEY_FILE).decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder.url_of(KEY_FILE)!r} does not exist; `pefomed-ray serve` or `pefomed-ray keys add` makes it"
+        ) from None
+    words = [line.split() for line in lines]
+    if not all(len(pair) == 2 and _NAME.fullmatch(pair[0]) and _HASH.fullmatch(pair[1]) for pair in words):
+        raise ConfigError(f"{folder.url_of(KEY_FILE)!r}: a line is not a name and a sha256 in lower-case hex")
+    return {pair[0]: pair[1] for pair in words}
+
+
+def client_key(registry: str | Path) -> str:
+    """The key to ask with: $PEFOMED_API_KEY, else `client.key` of a local registry; ConfigError where there is none."""
     key = os.environ.get(KEY_VARIABLE)
     if key:
         return key
-    path = folder / CLIENT_KEY_FILE
-    if not path.is_file():
-        raise ConfigError(f"no key: set {KEY_VARIABLE}, or serve from this machine first ({str(path)!r} is not there)")
-    return path.read_text(encoding="utf-8").strip()
+    folder = open_folder(registry)
+    if not folder.is_file(CLIENT_KEY_FILE):
+        where = folder.url_of(CLIENT_KEY_FILE)
+        raise ConfigError(f"no key: set {KEY_VARIABLE}, or serve from this machine first ({where!r} is not there)")
+    return folder.read_bytes(CLIENT_KEY_FILE).decode().strip()
 
 
 def hash_key(key: str) -> str:
     """sha256 of a key, in hex."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def is_known(key: str, hashes: Sequence[str]) -> bool:
-    """Whether a key is one of the hashed ones; each is compared, in constant time."""
+def name_of(key: str, known: Mapping[str, str]) -> str | None:
+    """Name of a key; None where it is none. Each is compared, in constant time."""
     given = hash_key(key)
-    return sum(hmac.compare_digest(given, known) for known in hashes) > 0
+    found = [name for name, digest in known.items() if hmac.compare_digest(given, digest)]
+    return found[0] if found else None
 
 
-def _write_private(path: Path, text: str, flag: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flag, 0o600)
+def _lines(keys: Mapping[str, str]) -> bytes:
+    return "".join(f"{name} {digest}\n" for name, digest in keys.items()).encode()
+
+
+def _write_private(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         # An older file keeps its mode when it is opened again.
         os.fchmod(file.fileno(), 0o600)

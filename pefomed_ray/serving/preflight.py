@@ -4,15 +4,16 @@ import socket
 from pathlib import Path
 
 from pefomed_ray.artifacts.base import base_folder
+from pefomed_ray.artifacts.folders import open_folder
 from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.precision import check_has_gpu
-from pefomed_ray.artifacts.registry import resolve
+from pefomed_ray.artifacts.registry import bundle_folder, resolve
 from pefomed_ray.config import ServeConfig
 from pefomed_ray.config.address import is_loopback
 from pefomed_ray.errors import ConfigError, RefusedError
 
 
-def check(config: ServeConfig, registry: Path, alias: str) -> None:
+def check(config: ServeConfig, registry: str | Path, alias: str) -> None:
     """Everything that can be wrong and is found without Ray, in seconds.
 
     Raises RefusedError for a host other than loopback without `tls_in_front`, ConfigError for a port in use or an
@@ -23,10 +24,15 @@ def check(config: ServeConfig, registry: Path, alias: str) -> None:
             f"host {config.host!r} is not loopback and the endpoint speaks plain HTTP: keys and images could be read "
             "on the way. Put a TLS proxy in front and set tls_in_front=true, or use 127.0.0.1 and an SSH tunnel"
         )
-    bundle = registry / resolve(registry, alias).bundle
+    bundle = bundle_folder(registry, resolve(registry, alias).digest)
     base_folder(load_bundle_manifest(bundle).base)
     check_has_gpu(bundle, use_gpu=config.use_gpu)
     check_port(config)
+
+
+def absolute(registry: str | Path) -> str:
+    """A registry's absolute path or URL: replicas have a working folder of their own."""
+    return open_folder(registry).url
 
 
 def check_port(config: ServeConfig) -> None:

@@ -1,72 +1,61 @@
-"""A replica: one copy of the model, answering in batches."""
+"""A replica: one copy of the base, answering for every adapter."""
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import AsyncGenerator
 
-from ray import serve
-
-from pefomed_ray.artifacts.records import Task
 from pefomed_ray.config import ServeConfig
-from pefomed_ray.errors import DataError
-from pefomed_ray.model.bundle import open_bundle
-from pefomed_ray.model.generate import Generator, Prompt
-from pefomed_ray.rendering.images import MAX_PIXELS, decode_image
-from pefomed_ray.serving.schemas import Ask, Completion
+from pefomed_ray.config.schema import Precision
+from pefomed_ray.errors import PefomedError
+from pefomed_ray.model.base import open_base
+from pefomed_ray.serving.contract import AdapterRef, Ask, Completion, Piece, Stats
+from pefomed_ray.serving.engine.engine import Engine
 
 
 class ModelReplica:
-    """Serve deployment around `Generator`. Constructed with the registry's copy of a bundle, so it survives the run."""
+    """Serve deployment around `Engine`. What is refused comes back as a value: raised, Serve would log it with a
+    traceback."""
 
-    def __init__(self, bundle: str, task: Task, config: ServeConfig) -> None:
+    def __init__(self, base: str, template: str, precision: Precision, config: ServeConfig) -> None:
         device = "cuda" if config.use_gpu else "cpu"
-        base, manifest = open_bundle(Path(bundle), device=device)
-        self._digest = manifest.digest
-        self._task = task
-        self._max_new_tokens = config.max_new_tokens
-        self._context_tokens = base.context_tokens
-        self._generator = Generator(base, device)
-        # One thread: the model is asked one batch at a time, off the event loop that collects the next.
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._answer_batch.set_max_batch_size(config.max_batch_size)
+        self._engine = Engine(open_base(base, template, precision, device), precision, config, device)
+
+    async def answer(self, ask: Ask) -> Completion | PefomedError:
+        """Answer one request, together with what else is asked."""
+        try:
+            return await self._engine.answer(ask)
+        except PefomedError as error:
+            return error
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece | PefomedError, None]:
+        """The same piece by piece; the last thing is the piece with the completion, or why there is none."""
+        pieces = self._engine.stream(ask)
+        try:
+            async for piece in pieces:
+                yield piece
+        except PefomedError as error:
+            yield error
+        finally:
+            await pieces.aclose()
+
+    async def load(self, ref: AdapterRef) -> PefomedError | None:
+        """Read an adapter; why it cannot be served, where it cannot."""
+        try:
+            await self._engine.load(ref)
+        except PefomedError as error:
+            return error
+        return None
 
     async def ready(self) -> None:
         """Returns: the constructor is through."""
 
-    async def answer(self, ask: Ask) -> Completion | DataError:
-        """Answer one request, together with others that arrive meanwhile.
+    async def stats(self) -> Stats:
+        """How it is doing."""
+        return self._engine.stats()
 
-        What is wrong with the images or the length comes back as a value: raised, Serve would log it with a traceback.
-        """
-        try:
-            max_tokens = await asyncio.to_thread(self._check, ask)
-        except DataError as error:
-            return error
-        completion: Completion = await self._answer_batch((ask, max_tokens))
-        return completion
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises."""
+        if not self._engine.healthy():
+            raise RuntimeError("the engine's thread has ended")
 
-    def _check(self, ask: Ask) -> int:
-        """How many tokens may be generated. Before the batch, so that a bad request fails alone."""
-        pixels = sum(image.width * image.height for image in map(decode_image, ask.images))
-        if pixels > MAX_PIXELS:
-            raise DataError(f"the images of a request have {pixels} pixels together; at most {MAX_PIXELS}")
-        prompt_tokens = self._generator.renderer.prompt_length(self._task, ask.question, ask.images)
-        room = self._context_tokens - prompt_tokens
-        if room < (ask.max_tokens or 1):
-            raise DataError(
-                f"the prompt has {prompt_tokens} tokens and leaves {max(room, 0)} of the model's "
-                f"{self._context_tokens} for the answer; ask shorter or set a smaller max_tokens"
-            )
-        return ask.max_tokens or min(room, self._max_new_tokens)
-
-    @serve.batch
-    async def _answer_batch(self, asks: list[tuple[Ask, int]]) -> list[Completion]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, asks)
-
-    def _generate(self, asks: list[tuple[Ask, int]]) -> list[Completion]:
-        prompts = [Prompt(self._task, ask.question, ask.images) for ask, _ in asks]
-        answers = self._generator.answer(prompts, [max_tokens for _, max_tokens in asks])
-        return [
-            Completion(answer.text, self._digest, answer.prompt_tokens, answer.tokens, answer.finished)
-            for answer in answers
-        ]
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()

@@ -1,30 +1,22 @@
-"""The subset of OpenAI's chat completions that the endpoint speaks, and what it makes of a request.
+"""The subset of OpenAI's chat completions that the endpoint speaks: bodies of requests and of replies.
 
-What reaches the model: the text of the last user message and the images of all user messages, in order. The template
-the adapter was trained with has no place for anything else, so the text of system, assistant and earlier user messages
-is not used. Decoding is greedy: a temperature other than 0, `stream` and `n` other than 1 are refused; `seed` and
-`user` are accepted without effect (the same request always has the same answer) and are not logged. Any other key is
-refused, by name. Images are `data:` URLs of JPEG or PNG, nothing is ever fetched.
+Keys that other servers know and this one has no use for are taken where their value says "nothing special"
+(`presence_penalty` 0, `n` 1, `logprobs` false, ...), because clients such as LangChain's send them unasked. Any other
+key or value is refused, by name.
 """
 
-import base64
-import binascii
-import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pefomed_ray.artifacts.records import Task
-from pefomed_ray.config import ServeConfig
 from pefomed_ray.serving.api_error import ApiError
 
 MAX_MESSAGES = 64
-MAX_QUESTION_CHARS = 4000
-"""Bounds the tokenizer's work; whether the prompt fits the model's context is checked in tokens."""
+MAX_STOPS = 4
+"""OpenAI's limit."""
+MAX_STOP_CHARS = 64
 
-_DATA_URL = re.compile(r"data:image/(?:jpeg|jpg|png);base64,")
-_KEY_NAME = re.compile(r"[a-z_]{1,40}")
+_KEY_NAMES = "abcdefghijklmnopqrstuvwxyz_"
 
 
 class _Body(BaseModel):
@@ -32,7 +24,7 @@ class _Body(BaseModel):
 
 
 class ImageUrl(_Body):
-    """`detail` is accepted without effect: the base sees every image at one size."""
+    """`detail` is taken without effect: the base sees every image at one size."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
@@ -56,11 +48,35 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+Parts = Annotated[
+    list[Part],
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
+    Field(max_length=MAX_MESSAGES),
+]
+
+
 class Message(_Body):
     """One turn; plain string content is read as one text part."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts), Field(max_length=MAX_MESSAGES)]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Parts
+    name: Annotated[str, Field(max_length=64)] | None = None
+    """Taken without effect."""
+
+
+class StreamOptions(_Body):
+    """What a streamed answer ends with."""
+
+    include_usage: bool = False
+
+
+class TextFormat(_Body):
+    """The only one there is."""
+
+    type: Literal["text"]
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class ChatRequest(_Body):
@@ -71,11 +87,24 @@ class ChatRequest(_Body):
     max_tokens: Annotated[int, Field(gt=0)] | None = None
     max_completion_tokens: Annotated[int, Field(gt=0)] | None = None
     """OpenAI's newer name for max_tokens; wins where both are given."""
-    temperature: Annotated[float, Field(ge=0, le=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Default: 0, greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
     n: Literal[1] | None = None
-    stream: Literal[False] | None = None
-    seed: int | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    response_format: TextFormat | None = None
+    store: Literal[False] | None = None
     user: str | None = None
+    """Taken without effect, and not logged."""
 
 
 class Usage(_Body):
@@ -91,14 +120,20 @@ class ReplyMessage(_Body):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    refusal: None = None
+
+
+Finish = Literal["stop", "length"]
+"""`length` where max_tokens or the model's context cut the answer off."""
 
 
 class Choice(_Body):
-    """`length` where max_tokens cut the answer off."""
+    """There is always one."""
 
     index: int = 0
     message: ReplyMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Finish
+    logprobs: None = None
 
 
 class ChatCompletion(_Body):
@@ -111,29 +146,98 @@ class ChatCompletion(_Body):
     model: str
     choices: list[Choice]
     usage: Usage
-    system_fingerprint: str
-    """Digest of the adapter that answered."""
+    system_fingerprint: str | None
+    """Digest of the adapter that answered; none for the base as it is."""
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What a request asks the model."""
+class Delta(_Body):
+    """What is new; the first one says the role."""
 
-    question: str
-    images: tuple[bytes, ...]
-    max_tokens: int | None
-    """None: as many as the limit and the model's context allow."""
+    role: Literal["assistant"] | None = None
+    content: str | None = None
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a replica answered, and the digest of the adapter it holds."""
+class ChunkChoice(_Body):
+    """There is one, and none in the chunk that holds the usage."""
 
-    text: str
-    digest: str
-    prompt_tokens: int
-    tokens: int
-    finished: bool
+    index: int = 0
+    delta: Delta
+    finish_reason: Finish | None = None
+    logprobs: None = None
+
+
+class ChatChunk(_Body):
+    """One event of a streamed reply."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    system_fingerprint: str | None
+
+
+class Answer(_Body):
+    """Reply of POST /v1/vqa and /v1/report."""
+
+    answer: str
+    finish_reason: Finish
+    model: str
+    digest: str | None
+    """Of the adapter that answered; none for the base as it is."""
+    usage: Usage
+
+
+class ModelCard(_Body):
+    """What there is to know of a model: the base, an alias, or a bundle without one."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["pefomed-ray"] = "pefomed-ray"
+    parent: str | None
+    """The base, of an adapter; none, of the base."""
+    aliases: list[str] = []
+    lineage: dict[str, Any] | None = None
+    """Data, split, template, trial, metrics and digest it came from."""
+    not_followed: str | None = None
+    """Why the alias still stands for this bundle, where the registry has moved it to one that cannot be served."""
+
+
+class ModelList(_Body):
+    """Reply of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Standing(_Body):
+    """Reply of POST /v1/refresh: what aliases stand for now, and why others are not followed."""
+
+    aliases: dict[str, str]
+    not_followed: dict[str, str]
+
+
+class Status(_Body):
+    """Reply of /healthz and /readyz."""
+
+    status: Literal["ok", "ready"]
+
+
+class ErrorDetail(_Body):
+    """OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(_Body):
+    """Body of every refusal."""
+
+    error: ErrorDetail
 
 
 def parse_request(body: bytes) -> ChatRequest:
@@ -148,61 +252,9 @@ def parse_request(body: bytes) -> ChatRequest:
     top, last = str(first["loc"][0]), str(first["loc"][-1])
     param = top if top in ChatRequest.model_fields else None
     if first["type"] == "extra_forbidden":
-        name = last if _KEY_NAME.fullmatch(last) else None
+        name = last if 0 < len(last) <= 40 and set(last) <= set(_KEY_NAMES) else None
         what = f"parameter {name!r}" if name else "a parameter of this request"
         raise ApiError(400, f"{what} is not supported", param=param or name, code="unsupported_parameter")
-    raise ApiError(400, f"{top}: {first['msg'].removeprefix('Value error, ')}", param=param, code="invalid_value")
-
-
-def to_ask(request: ChatRequest, task: Task, config: ServeConfig) -> Ask:
-    """Question and image bytes of a request.
-
-    Raises ApiError 400 where there is no user message, no image, no question for a `vqa` adapter, or a limit of the
-    config is passed. Whether the images decode is for the replica to find out.
-    """
-    for message in request.messages:
-        if message.role != "user" and any(part.image_url for part in message.content):
-            raise ApiError(400, "messages: images are allowed in user messages only", param="messages")
-    users = [message for message in request.messages if message.role == "user"]
-    if not users:
-        raise ApiError(400, "messages: there is no message of role user", param="messages")
-    question = "\n".join(part.text for part in users[-1].content if part.text is not None).strip()
-    if len(question) > MAX_QUESTION_CHARS:
-        raise ApiError(400, f"messages: the question is over {MAX_QUESTION_CHARS} characters", param="messages")
-    if task == "vqa" and not question:
-        raise ApiError(
-            400, "messages: the last user message has no text, and this model answers questions", param="messages"
-        )
-    urls = [part.image_url.url for message in users for part in message.content if part.image_url]
-    if not 0 < len(urls) <= config.max_images:
-        raise ApiError(
-            400, f"messages: {len(urls)} images; this endpoint takes 1 to {config.max_images}", param="messages"
-        )
-    return Ask(question, tuple(_image_bytes(url) for url in urls), _max_tokens(request, config))
-
-
-def _max_tokens(request: ChatRequest, config: ServeConfig) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
-        value: int | None = getattr(request, name)
-        if value is not None:
-            if value > config.max_new_tokens:
-                raise ApiError(400, f"{name}: at most {config.max_new_tokens}", param=name, code="invalid_value")
-            return value
-    return None
-
-
-def _image_bytes(url: str) -> bytes:
-    head = _DATA_URL.match(url)
-    if head is None:
-        raise ApiError(
-            400,
-            "messages: an image_url must be a data: URL, data:image/jpeg;base64,... or data:image/png;base64,...",
-            param="messages",
-            code="unsupported_image_url",
-        )
-    try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise ApiError(
-            400, "messages: the base64 data of an image is not valid", param="messages", code="invalid_image"
-        ) from None
+    raise ApiError(
+        400, f"{param or 'the body'}: {first['msg'].removeprefix('Value error, ')}", param=param, code="invalid_value"
+    )

@@ -20,7 +20,7 @@ from pefomed_ray.model.base import open_base
 from pefomed_ray.model.bundle import save_bundle
 from pefomed_ray.model.lora import attach_lora
 from pefomed_ray.serving import deploy
-from pefomed_ray.serving.keys import CLIENT_KEY_FILE, KEY_FILE
+from pefomed_ray.serving.keys import CLIENT_KEY_FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -63,7 +63,7 @@ def served() -> Iterator[Served]:
         save_bundle(folder / "bundle", base, config, trained, {"source": "phantom"}, {"exact_match": {"value": 0.5}})
         promote(folder / "registry", "champion", folder / "bundle")
         registry = folder / "registry"
-        endpoint = deploy.start(ServeConfig(port=port), registry, "champion", registry / KEY_FILE)
+        endpoint = deploy.start(ServeConfig(port=port), registry, "champion")
         yield Served(endpoint, registry)
     finally:
         deploy.stop()

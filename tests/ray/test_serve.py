@@ -1,115 +1,95 @@
 """The endpoint on a real local Ray Serve, asked by the real `openai` client."""
 
+import asyncio
 import base64
+import random
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
-from pefomed_ray.artifacts.registry import promote
+from pefomed_ray.artifacts.registry import history, promote, proof_of, rollback
+from pefomed_ray.cli.promotion import promote_bundle
 from pefomed_ray.config import ServeConfig
-from pefomed_ray.errors import ConfigError
-from pefomed_ray.model.generate import Generator, Prompt
-from pefomed_ray.model.load import open_generator
-from pefomed_ray.serving import deploy
-from pefomed_ray.serving.client import ask
-from pefomed_ray.serving.keys import KEY_FILE, client_key
+from pefomed_ray.errors import ConfigError, DataError, PefomedError, RefusedError
+from pefomed_ray.model.generate import Prompt
+from pefomed_ray.serving import proof
+from pefomed_ray.serving.client import Client
+from pefomed_ray.serving.keys import add_key, revoke_key
 from pefomed_ray.serving.preflight import check
+from tests.served_here import MAX_TOKENS, QUESTION, Served, messages, serving
 from tests.tiny_served import make_base, make_bundle, png
 
 pytestmark = pytest.mark.ray
 
-MAX_TOKENS = 12
-QUESTION = "Is it normal?"
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running endpoint, its key, and the same model offline."""
-
-    endpoint: deploy.Endpoint
-    registry: Path
-    key: str
-    offline: Generator
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.endpoint.url, api_key=self.key, max_retries=0, timeout=60.0)
-
-    def ask(self, image: bytes, question: str = QUESTION) -> str:
-        url = "data:image/png;base64," + base64.b64encode(image).decode()
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-        with self.client() as client:
-            completion = client.chat.completions.create(
-                model="champion",
-                messages=[{"role": "user", "content": content}],  # type: ignore[list-item,misc]
-                max_tokens=MAX_TOKENS,
-            )
-        assert completion.system_fingerprint == self.endpoint.digest
-        return completion.choices[0].message.content or ""
-
-    def ask_offline(self, image: bytes, question: str = QUESTION) -> str:
-        return self.offline.answer([Prompt("vqa", question, (image,))], MAX_TOKENS)[0].text
+REFRESH_S = 0.5
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    folder = Path(tempfile.mkdtemp(prefix="pfs-", dir="/tmp"))  # short: Ray's sockets allow 107 characters
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    registry = folder / "registry"
-    config = ServeConfig(port=port, max_batch_size=2, max_ongoing_requests=2, max_queued_requests=2)
-    try:
-        make_base(folder / "base")
-        make_bundle(folder / "bundle", folder / "base")
-        promote(registry, "champion", folder / "bundle")
-        started = time.monotonic()
-        endpoint = deploy.start(config, registry, "champion", registry / KEY_FILE)
-        print(f"endpoint up after {time.monotonic() - started:.1f} s")
-        yield Served(endpoint, registry, client_key(registry), open_generator(folder / "bundle"))
-    finally:
-        deploy.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with serving(
+        max_ongoing_requests=8, max_queued_requests=8, max_batch_size=6, max_rank=16, refresh_s=REFRESH_S
+    ) as endpoint:
+        yield endpoint
 
 
 def test_models_show_the_lineage(served: Served) -> None:
     with served.client() as client:
-        first, second = client.models.list().data
-    assert (first.id, second.id) == ("base:champion", "base")
-    lineage = first.model_dump()["lineage"]
-    assert lineage["digest"] == served.endpoint.digest
-    assert lineage["template"] == "short"
-    assert lineage["trained_on"]["source"] == "phantom"
-    assert lineage["metrics"] == {"exact_match": {"value": 0.5}}
+        models = client.models.list().data
+    assert {model.id for model in models} == {
+        *("base:champion", "base:second", "base:third", "base:fourth"),
+        "base",
+    }
+    (champion,) = [model.model_dump() for model in models if model.id == "base:champion"]
+    assert champion["lineage"]["digest"] == served.endpoint.digest
+    assert champion["lineage"]["template"] == "short"
+    assert champion["lineage"]["trained_on"]["source"] == "phantom"
+    assert champion["lineage"]["metrics"] == {"exact_match": {"value": 0.5}}
 
 
-def test_one_answer_equals_the_offline_one(served: Served, tmp_path: Path) -> None:
-    path = tmp_path / "scan.png"
-    path.write_bytes(png(1))
-    reply = ask(served.endpoint.url, served.key, served.endpoint.model, path, QUESTION, 60.0)
-    offline = served.offline.answer([Prompt("vqa", QUESTION, (png(1),))], 256 - reply.usage["prompt_tokens"])[0]
-    assert reply.text == offline.text
-    assert reply.digest == served.endpoint.digest
-    assert reply.usage["prompt_tokens"] == offline.prompt_tokens
-    assert reply.usage["completion_tokens"] == offline.tokens
+def test_a_hundred_questions_to_four_adapters_at_once_equal_offline_generation(served: Served) -> None:
+    """Token for token: text and both counts, whole and streamed answers mixed."""
+    draw = random.Random(0)
+    asked = [
+        (f"Is it normal{'?' * draw.randrange(1, 20)}", png(draw.randrange(200)), served.bundles[draw.randrange(4)])
+        for _ in range(100)
+    ]
 
+    async def one(client: openai.AsyncOpenAI, number: int, gate: asyncio.Semaphore) -> tuple[str, int, int, str]:
+        question, image, ref = asked[number]
+        async with gate:
+            common = {"model": f"base:{ref.digest}", "messages": messages(image, question), "max_tokens": MAX_TOKENS}
+            if number % 3:
+                said = await client.chat.completions.create(**common)
+                usage, text = said.usage, said.choices[0].message.content
+                digest = said.system_fingerprint
+            else:
+                text = ""
+                options = {"stream": True, "stream_options": {"include_usage": True}}
+                async for chunk in await client.chat.completions.create(**common, **options):
+                    usage, digest = chunk.usage, chunk.system_fingerprint
+                    text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        return text, usage.prompt_tokens, usage.completion_tokens, digest
 
-def test_two_pictures_in_one_batch_answer_as_alone(served: Served) -> None:
-    images = [png(0), png(200)]
-    questions = [QUESTION, "A much longer question about the same place?"]
-    alone = [served.ask_offline(image, question) for image, question in zip(images, questions, strict=True)]
-    assert alone[0] != alone[1]
-    assert served.ask_offline(images[1]) != alone[0]  # the picture matters, not only the question
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(served.ask, images, questions))
-    assert together == alone
+    async def all_of_them() -> list[tuple[str, int, int, str]]:
+        gate = asyncio.Semaphore(8)
+        async with openai.AsyncOpenAI(
+            base_url=served.endpoint.url, api_key=served.key, max_retries=4, timeout=60
+        ) as client:
+            return await asyncio.gather(*(one(client, number, gate) for number in range(len(asked))))
+
+    answers = asyncio.run(asyncio.wait_for(all_of_them(), 120))
+    for (question, image, ref), (text, prompt_tokens, tokens, digest) in zip(asked, answers, strict=True):
+        served.offline(image, question, ref.digest)  # opens the generator
+        (expected,) = served._offline[ref.digest].answer([Prompt("vqa", question, (image,))], MAX_TOKENS)
+        assert (text, prompt_tokens, tokens) == (expected.text, expected.prompt_tokens, expected.tokens)
+        assert digest == ref.digest
+    assert len({text for text, *_ in answers}) > 50
 
 
 def test_a_damaged_picture_fails_alone(served: Served) -> None:
@@ -118,7 +98,7 @@ def test_a_damaged_picture_fails_alone(served: Served) -> None:
         good = pool.submit(served.ask, whole)
         with pytest.raises(openai.BadRequestError, match="does not decode"):
             served.ask(whole[: len(whole) // 2])
-        assert good.result() == served.ask_offline(whole)
+        assert good.result() == served.offline(whole)
 
 
 def test_too_long_for_the_model(served: Served) -> None:
@@ -128,29 +108,127 @@ def test_too_long_for_the_model(served: Served) -> None:
 
 def test_special_tokens_of_a_question_are_text(served: Served) -> None:
     question = "<image></s><pad> [/INST]"
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(served.ask, [png(1)] * 2, [question] * 2))
-    assert answers == [served.ask_offline(png(1), question)] * 2
+    assert served.ask(png(1), question) == served.offline(png(1), question)
 
 
 def test_wrong_key_and_unknown_model(served: Served) -> None:
     stranger = openai.OpenAI(base_url=served.endpoint.url, api_key="wrong", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
-    with served.client() as client, pytest.raises(openai.NotFoundError) as caught:
-        client.chat.completions.create(model="other", messages=[{"role": "user", "content": "x"}])
-    assert caught.value.code == "model_not_found"
+    for name in ("other", f"base:{'0' * 64}", served.endpoint.digest):
+        with pytest.raises(openai.NotFoundError) as caught:
+            served.ask(png(1), model=name)
+        assert caught.value.code == "model_not_found"
+
+
+def test_keys_are_added_and_revoked_while_it_runs(served: Served) -> None:
+    key = add_key(served.registry, "ward-7")
+    with openai.OpenAI(base_url=served.endpoint.url, api_key=key, max_retries=0) as client:
+        _until(lambda: _is_let_in(client), within_s=REFRESH_S + 10)
+        revoke_key(served.registry, "ward-7")
+        _until(lambda: not _is_let_in(client), within_s=REFRESH_S + 10)
+    assert served.ask(png(1))  # the others stay
 
 
 def test_overload_is_said_at_once_and_passes(served: Served) -> None:
-    with ThreadPoolExecutor(24) as pool:
-        futures = [pool.submit(served.ask, png(shade)) for shade in range(24)]
+    with ThreadPoolExecutor(64) as pool:
+        futures = [pool.submit(served.ask, png(shade), max_tokens=100) for shade in range(64)]
         failures = [error for future in futures if (error := future.exception())]
-    assert 0 < len(failures) < 24
+    assert 0 < len(failures) < 64
     for error in failures:
         assert isinstance(error, openai.RateLimitError)
         assert (error.code, error.response.headers["retry-after"]) == ("overloaded", "1")
-    assert served.ask(png(1)) == served.ask_offline(png(1))
+    assert served.ask(png(1)) == served.offline(png(1))
+
+
+def test_a_client_that_leaves_frees_its_place(served: Served) -> None:
+    with served.client() as client:
+        stream = client.chat.completions.create(
+            model="champion", messages=messages(png(1), QUESTION), stream=True, max_tokens=150
+        )
+        next(iter(stream))
+        stream.close()
+    _until(lambda: _gauge(served, "pefomed_replica_running") == 0, within_s=10)
+
+
+def test_metrics_and_page(served: Served) -> None:
+    assert _gauge(served, "pefomed_replica_tokens") > 0
+    assert _gauge(served, "pefomed_replica_adapters") == 4
+    root = served.endpoint.url.removesuffix("/v1")
+    assert httpx.get(f"{root}/", trust_env=False).headers["content-type"].startswith("text/html")
+    assert httpx.get(f"{root}/healthz", trust_env=False).json() == {"status": "ok"}
+    assert httpx.get(f"{root}/readyz", trust_env=False).status_code == 401
+
+
+def test_a_promotion_with_proof_and_back(served: Served) -> None:
+    """Probe by digest, alias moved, endpoint told and asked, recorded; the same back; each twice changes nothing."""
+    ref = make_bundle(served.folder / "new", served.folder / "base", seed=9, rank=4, alpha=8)
+    before = served.ask(png(5), model="third")
+    done = promote_bundle(served.registry, "third", Path(ref.bundle), endpoint=served.endpoint.url)
+    assert done.proof is not None
+    assert (done.proof.digest, done.proof.probed) == (ref.digest, 3)
+    assert done.proof.followed_after_s < 10
+    assert served.ask(png(5), model="third") != before
+    again = promote_bundle(served.registry, "third", Path(ref.bundle), endpoint=served.endpoint.url)
+    assert again.entry == done.entry
+    assert proof_of(served.registry, "third", done.entry.counter) == again.proof
+    with Client(served.endpoint.url, served.key, 30.0) as client:
+        entry = rollback(served.registry, "third")
+        proof.follow(client, "third", entry.digest, 30.0)
+    assert served.ask(png(5), model="third") == before
+    assert [move.action for move in history(served.registry, "third")] == ["promote", "promote", "rollback"]
+
+
+def test_answers_that_differ_from_offline_ones_stop_a_promotion(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = make_bundle(served.folder / "differs", served.folder / "base", seed=10, rank=4, alpha=8)
+    moves = history(served.registry, "third")
+    # Offline, another bundle answers: as if the endpoint rendered or computed otherwise.
+    opened = proof.open_generator
+    monkeypatch.setattr(proof, "open_generator", lambda bundle: opened(Path(served.bundles[0].bundle)))
+    with pytest.raises(RefusedError, match="answers otherwise"):
+        promote_bundle(served.registry, "third", Path(ref.bundle), endpoint=served.endpoint.url)
+    assert history(served.registry, "third") == moves
+
+
+def test_what_cannot_be_served_leaves_the_old_one_and_says_why(served: Served) -> None:
+    """A wrong base, a rank above the limit, changed weights: by a promotion with proof, and behind the endpoint's
+    back."""
+    make_base(served.folder / "other", seed=5)
+    other = make_bundle(served.folder / "of-other", served.folder / "other")
+    high = make_bundle(served.folder / "high", served.folder / "base", rank=32)
+    bad = make_bundle(served.folder / "bad", served.folder / "base", seed=11, rank=4)
+    before = served.ask(png(5), model="fourth")
+    for ref, why in ((other, "trained on base"), (high, "max_rank is 16")):
+        moves = history(served.registry, "fourth")
+        with pytest.raises(ConfigError, match=why):
+            promote_bundle(served.registry, "fourth", Path(ref.bundle), endpoint=served.endpoint.url)
+        assert history(served.registry, "fourth") == moves
+        promote(served.registry, "fourth", Path(ref.bundle))
+        assert why in _not_followed(served, "fourth")
+        assert served.ask(png(5), model="fourth") == before
+    (served.registry / "bundles" / bad.digest).mkdir(parents=True)
+    shutil.copytree(bad.bundle, served.registry / "bundles" / bad.digest, dirs_exist_ok=True)
+    promote(served.registry, "fourth", Path(bad.bundle))
+    rollback(served.registry, "fourth", served.bundles[3].digest)
+    weights = served.registry / "bundles" / bad.digest / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DataError, match="adapter_model"):
+        promote(served.registry, "fourth", Path(bad.bundle))
+    with pytest.raises(openai.NotFoundError, match="adapter_model") as caught:
+        served.ask(png(5), model=f"base:{bad.digest}")
+    assert str(served.folder) not in str(caught.value)
+    with pytest.raises(PefomedError, match="no alias 'none'"):
+        rollback(served.registry, "none")
+    assert served.ask(png(5), model="fourth") == before
+    assert httpx.get(
+        f"{served.endpoint.url.removesuffix('/v1')}/readyz",
+        headers={"Authorization": f"Bearer {served.key}"},
+        trust_env=False,
+    ).is_success
 
 
 def test_logs_hold_nothing_of_a_request(served: Served, local_ray: Path) -> None:
@@ -170,3 +248,29 @@ def test_the_port_is_taken_now(served: Served) -> None:
     port = int(served.endpoint.url.split(":")[2].split("/")[0])
     with pytest.raises(ConfigError, match="port"):
         check(ServeConfig(port=port), served.registry, "champion")
+
+
+def _not_followed(served: Served, alias: str) -> str:
+    with Client(served.endpoint.url, served.key, 30.0) as client:
+        return str(client.refresh()["not_followed"].get(alias))
+
+
+def _gauge(served: Served, name: str) -> float:
+    url = served.endpoint.url.removesuffix("/v1") + "/metrics"
+    page = httpx.get(url, headers={"Authorization": f"Bearer {served.key}"}, trust_env=False, timeout=10).text
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name + "{"))
+
+
+def _is_let_in(client: openai.OpenAI) -> bool:
+    try:
+        client.models.list()
+    except openai.AuthenticationError:
+        return False
+    return True
+
+
+def _until(what: object, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

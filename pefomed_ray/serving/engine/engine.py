@@ -9,23 +9,23 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pefomed_ray.artifacts.base import base_digest
+from pefomed_ray.artifacts.registry import local_copy
 from pefomed_ray.config import ServeConfig
 from pefomed_ray.config.schema import Precision
-from pefomed_ray.errors import DataError, PefomedError
+from pefomed_ray.errors import ConfigError, DataError, PefomedError
 from pefomed_ray.model.base import Base
 from pefomed_ray.model.bundle import check_template
 from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
 from pefomed_ray.rendering.opening import AnyRenderer, open_renderer
-from pefomed_ray.serving.contract import AdapterRef, Ask, Completion, Ended, Piece
+from pefomed_ray.serving.contract import AdapterRef, Ask, CannotServeError, Completion, Ended, Piece, Stats
 from pefomed_ray.serving.engine.adapters import AdapterSlots, AdapterWeights, read_adapter
 from pefomed_ray.serving.engine.kv import KVSlots
 from pefomed_ray.serving.engine.prompts import Prompt, Prompts
@@ -36,19 +36,6 @@ RENDERERS = 2
 """Threads that decode images and render prompts."""
 
 logger = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """How an engine is doing."""
-
-    running: int
-    waiting: int
-    adapters: int
-    steps: int
-    tokens: int
-    image_hits: int
-    image_misses: int
 
 
 @dataclass
@@ -124,14 +111,15 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Piece]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """An answer piece by piece; to close the iterator early ends the work on it.
 
-        Raises DataError where the bundle, an image or the prompt's length is refused; PefomedError where a step failed.
+        Raises CannotServeError where the bundle is refused, DataError where an image or the prompt's length is,
+        PefomedError where a step failed.
         """
         if self._is_closed:
             raise PefomedError("the engine is closed")
-        held = await self._shelf.lease(ask.adapter)
+        held = await self._lease(ask.adapter)
         try:
             loop = asyncio.get_running_loop()
             prompt = await loop.run_in_executor(self._rendering, self._prompts.make, ask, held)
@@ -152,6 +140,11 @@ class Engine:
         finally:
             self._shelf.release(ask.adapter)
 
+    async def load(self, ref: AdapterRef) -> None:
+        """Have an adapter in memory, where none that is wanted must go for it. Raises CannotServeError."""
+        await self._lease(ref)
+        self._shelf.release(ref)
+
     async def answer(self, ask: Ask) -> Completion:
         """A whole answer. Raises as `stream` does."""
         pieces = self.stream(ask)
@@ -160,7 +153,7 @@ class Engine:
                 if piece.completion is not None:
                     return piece.completion
         finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await pieces.aclose()
         raise PefomedError("the engine ended without an answer")
 
     def healthy(self) -> bool:
@@ -182,8 +175,14 @@ class Engine:
         self._shelf.close()
         self._rendering.shutdown(wait=False, cancel_futures=True)
 
+    async def _lease(self, ref: AdapterRef | None) -> Held:
+        try:
+            return await self._shelf.lease(ref)
+        except (DataError, ConfigError) as error:
+            raise CannotServeError(str(error)) from None
+
     def _read(self, ref: AdapterRef) -> tuple[AdapterWeights, AnyRenderer]:
-        folder = Path(ref.bundle)
+        folder = local_copy(ref.bundle, ref.digest)
         weights = read_adapter(folder, self._base, self._digest, self._precision, self._config.max_rank)
         manifest = weights.manifest
         if manifest.digest != ref.digest:

@@ -193,7 +193,7 @@ def test_a_changed_bundle_is_refused_by_file_name_and_not_promoted(
         promote(registry, "challenger", bundle)
     assert resolve(registry, "champion") == entry
     # The registry's own copy is held against the same rules each time it is asked for.
-    change(registry / entry.bundle)
+    change(registry / "bundles" / entry.digest)
     with pytest.raises(DataError) as refused:
         resolve(registry, "champion")
     assert repr(name) in str(refused.value) or f"/{name}'" in str(refused.value)
@@ -206,11 +206,11 @@ def test_a_replaced_manifest_that_fits_its_files_is_another_bundle(
     entry = promote(registry, "champion", bundle)
     make_bundle(tmp_path / "other", "other weights")
     verify_bundle(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "bundle.json", registry / entry.bundle)
+    shutil.copy(tmp_path / "other" / "bundle.json", registry / "bundles" / entry.digest)
     with pytest.raises(DataError, match=r"'inner/weights\.safetensors' does not match its sha256"):
         resolve(registry, "champion")
-    shutil.copy(tmp_path / "other" / WEIGHTS, registry / entry.bundle / WEIGHTS)
-    verify_bundle(registry / entry.bundle)
+    shutil.copy(tmp_path / "other" / WEIGHTS, registry / "bundles" / entry.digest / WEIGHTS)
+    verify_bundle(registry / "bundles" / entry.digest)
     with pytest.raises(DataError, match="holds bundle"):
         resolve(registry, "champion")
 

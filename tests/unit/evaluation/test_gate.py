@@ -10,16 +10,34 @@ import pytest
 
 from pefomed_ray.artifacts.manifests import BundleManifest, save_document
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.artifacts.registry import Evaluation, decisions, evaluations, history, promote, standing
+from pefomed_ray.artifacts.registry import (
+    AliasEntry,
+    Decision,
+    Evaluation,
+    decisions,
+    evaluations,
+    history,
+    promote,
+    standing,
+)
 from pefomed_ray.errors import ConfigError, DataError, PefomedError, RefusedError
 from pefomed_ray.evaluation.gate import (
     MUST_BEAT,
+    ask_gate,
     beats_controls,
     judge_not_flagged,
     not_worse_than_champion,
-    promote_through_gate,
 )
 from pefomed_ray.evaluation.predictions import Prediction, write_predictions
+
+
+def through_gate(
+    registry: Path, alias: str, bundle: Path, metrics_file: Path, margin: float = 0.0
+) -> tuple[AliasEntry, Decision]:
+    """As `pefomed-ray promote --metrics` does."""
+    decision = ask_gate(registry, alias, bundle, metrics_file, margin)
+    return promote(registry, alias, bundle, decision), decision
+
 
 CONTROLS = ("blank_image", "noise_image", "shuffled_image", "majority", "question_prior")
 
@@ -179,12 +197,12 @@ def make_evaluated(tmp_path: Path) -> MakeEvaluated:
 def test_promotions_through_the_gate(make_evaluated: MakeEvaluated, tmp_path: Path) -> None:
     registry = tmp_path / "registry"
     first, first_metrics, first_digest = make_evaluated("first", HALF)
-    entry, decision = promote_through_gate(registry, "champion", first, first_metrics)
+    entry, decision = through_gate(registry, "champion", first, first_metrics)
     assert (entry.digest, entry.gate, decision.champion) == (first_digest, "passed", None)
 
     worse, worse_metrics, worse_digest = make_evaluated("worse", WORSE)
     with pytest.raises(RefusedError, match=r"exact_match is -0\.250 against the champion") as refused:
-        promote_through_gate(registry, "champion", worse, worse_metrics)
+        through_gate(registry, "champion", worse, worse_metrics)
     assert refused.value.exit_code == 5
     assert standing(registry, "champion") == first_digest
     written = json.loads((worse_metrics.parent / "gate.json").read_text())
@@ -197,10 +215,10 @@ def test_promotions_through_the_gate(make_evaluated: MakeEvaluated, tmp_path: Pa
         "not_worse_than_champion",
     ]
 
-    entry, _ = promote_through_gate(registry, "champion", worse, worse_metrics, margin=0.2)
+    entry, _ = through_gate(registry, "champion", worse, worse_metrics, margin=0.2)
     assert entry.digest == worse_digest
     better, better_metrics, better_digest = make_evaluated("better", BETTER)
-    promote_through_gate(registry, "champion", better, better_metrics)
+    through_gate(registry, "champion", better, better_metrics)
     assert [found.digest for found in history(registry, "champion")] == [first_digest, worse_digest, better_digest]
     assert [found.passed for found in decisions(registry, "champion")] == [True, False, True, True]
     kept = (tmp_path / "registry").rglob("*.json")
@@ -215,17 +233,17 @@ def test_a_champion_promoted_without_the_gate_gets_its_scores_later(
     assert promote(registry, "champion", old).gate == "not asked"
     new, new_metrics, new_digest = make_evaluated("new", BETTER)
     with pytest.raises(RefusedError, match="was promoted without --metrics, so its scores are not known"):
-        promote_through_gate(registry, "champion", new, new_metrics)
+        through_gate(registry, "champion", new, new_metrics)
     with pytest.raises(RefusedError, match="was not measured"):
-        promote_through_gate(registry, "champion", old, old_metrics)
+        through_gate(registry, "champion", old, old_metrics)
     assert len(evaluations(registry, old_digest)) == 1
-    assert promote_through_gate(registry, "champion", new, new_metrics)[0].digest == new_digest
+    assert through_gate(registry, "champion", new, new_metrics)[0].digest == new_digest
 
 
 def test_an_alias_that_moved_meanwhile(make_evaluated: MakeEvaluated, tmp_path: Path) -> None:
     registry = tmp_path / "registry"
     first, first_metrics, _ = make_evaluated("first", HALF)
-    _, decision = promote_through_gate(registry, "champion", first, first_metrics)
+    _, decision = through_gate(registry, "champion", first, first_metrics)
     with pytest.raises(PefomedError, match="was moved while the gate was asked"):
         promote(registry, "champion", make_evaluated("second", HALF)[0], decision)
 
@@ -234,10 +252,10 @@ def test_the_metrics_of_another_bundle(make_evaluated: MakeEvaluated, tmp_path: 
     first, _, _ = make_evaluated("first", HALF)
     _, other_metrics, other_digest = make_evaluated("other", HALF)
     with pytest.raises(RefusedError, match=f"measured bundle {other_digest[:16]}"):
-        promote_through_gate(tmp_path / "registry", "champion", first, other_metrics)
+        through_gate(tmp_path / "registry", "champion", first, other_metrics)
     base, base_metrics, _ = make_evaluated("base", HALF, bundle=None)
     with pytest.raises(RefusedError, match="measured a model that is no bundle"):
-        promote_through_gate(tmp_path / "registry", "champion", base, base_metrics)
+        through_gate(tmp_path / "registry", "champion", base, base_metrics)
     assert not (tmp_path / "registry").exists()
 
 
@@ -246,10 +264,10 @@ def test_predictions_that_are_not_those_of_the_metrics(make_evaluated: MakeEvalu
     lines = (file.parent / "predictions.jsonl").read_text().splitlines(keepends=True)
     (file.parent / "predictions.jsonl").write_text("".join(lines[:51]))
     with pytest.raises(DataError, match="does not add up to exact_match"):
-        promote_through_gate(tmp_path / "registry", "champion", bundle, file)
+        through_gate(tmp_path / "registry", "champion", bundle, file)
     (file.parent / "predictions.jsonl").unlink()
     with pytest.raises(DataError, match="is missing"):
-        promote_through_gate(tmp_path / "registry", "champion", bundle, file)
+        through_gate(tmp_path / "registry", "champion", bundle, file)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"task": "vqa", "bundle": "b", "exact_match": 0.9}'])
@@ -257,8 +275,8 @@ def test_what_is_no_evaluation_is_bad_data(make_evaluated: MakeEvaluated, tmp_pa
     bundle, file, _ = make_evaluated("first", HALF)
     file.write_text(text)
     with pytest.raises(DataError, match=r"not the metrics\.json of an evaluation"):
-        promote_through_gate(tmp_path / "registry", "champion", bundle, file)
+        through_gate(tmp_path / "registry", "champion", bundle, file)
     with pytest.raises(ConfigError, match="does not exist"):
-        promote_through_gate(tmp_path / "registry", "champion", bundle, tmp_path / "none.json")
+        through_gate(tmp_path / "registry", "champion", bundle, tmp_path / "none.json")
     with pytest.raises(ConfigError, match="margin"):
-        promote_through_gate(tmp_path / "registry", "champion", bundle, file, margin=-0.1)
+        through_gate(tmp_path / "registry", "champion", bundle, file, margin=-0.1)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pefomed_ray.errors import ConfigError, DataError, PefomedError
-from pefomed_ray.serving.client import ask
+from pefomed_ray.serving.client import Client, Reply, read_picture
 
 KEY = "k" * 43
 COMPLETION = {
@@ -74,9 +74,14 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "scan.png"
 
 
+def ask(url: str, picture: Path, timeout_s: float = 10.0) -> Reply:
+    with Client(url, KEY, timeout_s) as client:
+        return client.ask("champion", [read_picture(picture)], "Normal?")
+
+
 def test_ask(server: Server, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # would refuse: the picture stays on this machine
-    reply = ask(server.url, KEY, "champion", picture, "Normal?", 10.0)
+    reply = ask(server.url, picture)
     assert (reply.text, reply.digest, reply.model) == ("yes", "d" * 64, "embedded:champion")
     assert reply.usage == {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
     assert server.keys == [f"Bearer {KEY}"]
@@ -94,6 +99,7 @@ def test_ask(server: Server, picture: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (401, ConfigError, 1),
         (404, ConfigError, 1),
         (413, DataError, 1),
+        (415, DataError, 1),
         (429, PefomedError, 3),
         (500, PefomedError, 3),
     ],
@@ -104,7 +110,7 @@ def test_refusals_carry_the_endpoint_s_words(
     server.status = status
     server.body = json.dumps({"error": {"message": "the reason", "type": "x", "param": None, "code": None}}).encode()
     with pytest.raises(expected, match=f"{status}: the reason") as caught:
-        ask(server.url, KEY, "champion", picture, "Normal?", 10.0)
+        ask(server.url, picture)
     assert type(caught.value) is expected
     assert len(server.requests) == calls
 
@@ -120,27 +126,61 @@ def test_refusals_carry_the_endpoint_s_words(
 )
 def test_answers_that_are_no_completion(server: Server, picture: Path, body: bytes, content_type: str) -> None:
     server.body, server.content_type = body, content_type
-    with pytest.raises(PefomedError, match="OpenAI-compatible"):
-        ask(server.url, KEY, "champion", picture, "Normal?", 10.0)
+    with pytest.raises(PefomedError, match=r"OpenAI-compatible|not as an endpoint"):
+        ask(server.url, picture)
 
 
 def test_nobody_there(picture: Path) -> None:
     with pytest.raises(PefomedError, match=r"127\.0\.0\.1:9/v1.*pefomed-ray serve") as caught:
-        ask("http://127.0.0.1:9/v1", KEY, "champion", picture, "Normal?", 2.0)
+        ask("http://127.0.0.1:9/v1", picture, 2.0)
     assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    [(b"\0" * 128 + b"DICM", "DICOM"), (b"II*\0....", "TIFF"), (b"GIF89a", "GIF"), (b"hello", "unknown")],
+    [(b"%PDF", "PDF"), (b"II*\0....", "TIFF"), (b"GIF89a", "GIF"), (b"hello", "unknown")],
 )
 def test_other_formats_are_named(tmp_path: Path, content: bytes, name: str) -> None:
     path = tmp_path / "scan.png"
     path.write_bytes(content)
     with pytest.raises(DataError, match=name):
-        ask("http://127.0.0.1:9/v1", KEY, "champion", path, "Normal?", 2.0)
+        read_picture(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        ask("http://127.0.0.1:9/v1", KEY, "champion", tmp_path / "no.png", "Normal?", 2.0)
+        read_picture(tmp_path / "no.png")
+
+
+def test_dicom_is_sent_as_it_is(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(b"\0" * 128 + b"DICM...")
+    assert ask(server.url, path).text == "yes"
+    url = server.requests[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(url.removeprefix("data:application/dicom;base64,")) == path.read_bytes()
+
+
+def test_aloud_says_each_piece_and_returns_the_whole(server: Server, picture: Path) -> None:
+    def chunk(**fields: Any) -> str:
+        common = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "embedded:champion"}
+        return f"data: {json.dumps(common | {'system_fingerprint': 'd' * 64, 'choices': []} | fields)}\n\n"
+
+    def said(text: str) -> str:
+        return chunk(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}])
+
+    events = [said("ye"), said("s"), chunk(usage=COMPLETION["usage"])]
+    server.content_type = "text/event-stream"
+    server.body = "".join([*events, "data: [DONE]\n\n"]).encode()
+    pieces: list[str] = []
+    with Client(server.url, KEY, 10.0) as client:
+        reply = client.ask_aloud("champion", [picture.read_bytes()], "Normal?", pieces.append)
+    assert (reply.text, reply.digest, reply.usage) == ("yes", "d" * 64, COMPLETION["usage"])
+    assert [piece for piece in pieces if piece] == ["ye", "s"]
+    server.body = (said("ye") + 'data: {"error": {"message": "the replica was lost"}}\n\n').encode()
+    with Client(server.url, KEY, 10.0) as client, pytest.raises(PefomedError, match="the replica was lost"):
+        client.ask_aloud("champion", [picture.read_bytes()], "Normal?", pieces.append)
+
+
+def test_telling_another_kind_of_endpoint_says_so(server: Server) -> None:
+    with Client(server.url, KEY, 10.0) as client, pytest.raises(PefomedError, match="pefomed-ray serve"):
+        client.refresh()
