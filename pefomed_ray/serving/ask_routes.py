@@ -28,6 +28,8 @@ _FILE_BODY = {
         "content": {"image/png": _PICTURE, "image/jpeg": _PICTURE, DICOM_TYPE: _PICTURE},
     }
 }
+_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_PICTURES: dict[str, Any] = {"content": {"image/png": _PICTURE, "image/jpeg": _PICTURE}}
 _CHAT_BODY = {
     "requestBody": {
         "required": True,
@@ -78,7 +80,7 @@ def ask_routes(answering: Answering) -> APIRouter:
     routes = APIRouter()
     config = answering.config
 
-    @routes.post("/v1/chat/completions", openapi_extra=_CHAT_BODY)
+    @routes.post("/v1/chat/completions", openapi_extra=_CHAT_BODY, responses={200: _STREAM})
     async def chat(request: Request) -> ChatCompletion:
         # The body is read here and not by FastAPI, which would read and parse it before it asks for the key.
         visit = Visit(request, config)
@@ -143,7 +145,7 @@ def ask_routes(answering: Answering) -> APIRouter:
             usage=usage_of(completion),
         )
 
-    @routes.post("/v1/image", openapi_extra=_FILE_BODY, response_class=Response)
+    @routes.post("/v1/image", openapi_extra=_FILE_BODY, response_class=Response, responses={200: _PICTURES})
     async def image(request: Request) -> Response:
         visit = Visit(request, config)
         data = await visit.bounded(asyncio.to_thread(from_file, await visit.body()))
