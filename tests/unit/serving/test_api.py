@@ -39,7 +39,7 @@ CHAT = "/v1/chat/completions"
 def client_of(backend: StubBackend | None = None, key: str | None = KEY, **config: Any) -> TestClient:
     headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
     settings = ServeConfig.model_validate(
-        {"max_body_bytes": 200_000, "max_new_tokens": 64, "request_timeout_s": 0.5} | config
+        {"max_body_bytes": 200_000, "max_new_tokens": 64, "request_timeout_s": 10} | config
     )
     return TestClient(stub_api(backend, settings), headers=headers, raise_server_exceptions=False)
 
@@ -106,7 +106,7 @@ def test_a_stream_that_is_refused_has_its_status_and_one_that_breaks_says_so() -
 
 def test_a_stream_is_cut_off_at_the_time_out() -> None:
     stub = StubBackend(delay_s=0.3)
-    response = client_of(stub).post(CHAT, json=body(stream=True))
+    response = client_of(stub, request_timeout_s=0.5).post(CHAT, json=body(stream=True))
     assert json.loads(response.text.split("data: ")[-1])["error"]["code"] == "timeout"
     assert stub.closed == 1
 
@@ -452,7 +452,7 @@ def test_overload_and_timeout() -> None:
     response = client_of(StubBackend(full)).post(CHAT, json=body())
     assert assert_refused(response, 429)["type"] == "rate_limit_error"
     assert response.headers["retry-after"] == "1"
-    assert_refused(client_of(StubBackend(delay_s=5.0)).post(CHAT, json=body()), 504)
+    assert_refused(client_of(StubBackend(delay_s=5.0), request_timeout_s=0.5).post(CHAT, json=body()), 504)
 
 
 def test_fastapi_own_validation_errors_do_not_repeat_the_input() -> None:
