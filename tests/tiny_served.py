@@ -19,6 +19,8 @@ from pefomed_ray.rendering.images import ImageSpec
 from pefomed_ray.serving.contract import AdapterRef
 
 SIZE_PX = 32
+SPREAD = 0.3
+"""Of an adapter's second matrices."""
 
 
 def make_base(folder: Path, seed: int = 0) -> None:
@@ -55,17 +57,20 @@ def make_bundle(
     template: str = "short",
     train_projector: bool = True,
     seed: int = 0,
+    weight: float = SPREAD,
     **lora: Any,
 ) -> AdapterRef:
-    """A freshly initialised adapter, its second matrix drawn too: as it comes, it would change nothing."""
+    """A freshly initialised adapter, its second matrix drawn too: as it comes, it changes nothing."""
     torch.manual_seed(seed)
     base = open_base(str(base_path), template)
     values = {"name": "t", "task": "vqa", "template": template, "base": {"path": str(base_path)}, "lora": lora}
     config = TrainConfig.model_validate(values | {"data": {"shards": "none"}})
     attach_lora(base, config.lora, train_projector=train_projector)
     for name, parameter in base.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+        if "lora_A" in name:
+            parameter.data *= weight / SPREAD
+        elif "lora_B" in name:
+            parameter.data = weight * torch.randn_like(parameter)
         elif parameter.requires_grad and "lora_" not in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
     trained = {name: p.detach() for name, p in base.model.named_parameters() if p.requires_grad}

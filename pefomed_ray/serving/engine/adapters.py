@@ -3,11 +3,12 @@
 Each linear layer of the language model has an arena, A [S, R, I] and B [S, O, R]; loading an adapter fills a row of
 each. Slot 0 is the base as it is. A slot is only ever filled while no request uses it (`shelf`).
 
-Letters: S slots, R largest rank that is taken, r an adapter's own, I inputs and O outputs of a layer, B rows, T tokens.
+Letters: S slots, R largest rank that is taken, r an adapter's own, K ranks of several adapters together, I inputs and O
+outputs of a layer, B rows, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from pefomed_ray.model.lora import ADAPTER_FILE, PEFT_PREFIX, projector_in_float
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 """What PEFT calls an adapter's two matrices of a layer in a file: [r, I] and [O, r]."""
 BASE_SLOT = 0
+MOST_IDLE = 2
+"""A stack of adapters is kept while its ranks add up to no more than so many times those of the rows' own."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ def read_adapter(folder: Path, base: Base, base_digest: str, precision: Precisio
     if wrong or rest or any(_misfit(layers[name], down[name], up[name], config.r) for name in down):
         what = f"{wrong[0]!r} has no place or no pair" if wrong else "tensors are of other names or sizes"
         raise DataError(f"{ADAPTER_FILE} of bundle {manifest.digest[:16]} does not fit the base: {what}")
+    if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        # Zero times NaN is NaN: it would be in everybody's answers.
+        raise DataError(f"{ADAPTER_FILE} of bundle {manifest.digest[:16]} holds NaN or infinity; train it again")
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     projector = load_file(folder / PROJECTOR_FILE) if (folder / PROJECTOR_FILE).is_file() else {}
     if missing := set(projector) - {name for name, _ in base.model.named_parameters()}:
@@ -117,10 +123,26 @@ def linear_layers(base: Base) -> dict[str, nn.Module]:
 class Rows:
     """Which slot each row of a forward pass is answered by."""
 
-    slots_B: Tensor
+    count: int
     distinct: tuple[int, ...]
-    rank: int
-    """The largest of these slots' adapters; 0 where all rows are the base's."""
+    stack: "_Stack | None"
+    """Where several adapters are among them; None where one is, or the base alone."""
+    others_B1K: Tensor | None
+    """Which columns of the stack are not the row's own."""
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The adapters of several slots one below the other: all rows go through all of them, and `Rows.others_B1K` blots
+    out what is not a row's own. Two products of whole matrices cost less than two small ones for each row, and a stack
+    is kept while the rows that come need no other adapter."""
+
+    slots: tuple[int, ...]
+    fills: tuple[int, ...]
+    """How often each slot was filled when this was made."""
+    ranks: tuple[int, ...]
+    layers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """down [K, I] and up [O, K] of each layer, once it was asked for; down times alpha / r."""
 
 
 @dataclass
@@ -139,7 +161,9 @@ class AdapterSlots:
         self._layers = linear_layers(base)
         self._arenas: dict[str, _Arena] = {}
         self._ranks = [0] * slots
-        self._scale_S = torch.zeros(slots, device=device)
+        self._fills = [0] * slots
+        self._scales = [0.0] * slots
+        self._stack: _Stack | None = None
         self._projectors: list[dict[str, Tensor]] = [{} for _ in range(slots)]
         self._rows: Rows | None = None
         self._projector_slot = BASE_SLOT
@@ -164,8 +188,9 @@ class AdapterSlots:
             if name in weights.down:
                 arena.down_SRI[slot, : weights.rank].copy_(weights.down[name])
                 arena.up_SOR[slot, :, : weights.rank].copy_(weights.up[name])
-        self._scale_S[slot] = weights.scale
+        self._scales[slot] = weights.scale
         self._ranks[slot] = weights.rank
+        self._fills[slot] += 1
         self._projectors[slot] = {name: value.to(self._device).float() for name, value in weights.projector.items()}
 
     def projector_of(self, slot: int) -> int:
@@ -175,8 +200,23 @@ class AdapterSlots:
     def use(self, slots: Sequence[int]) -> None:
         """The rows of the next forward passes of the language model."""
         distinct = tuple(sorted(set(slots)))
-        slots_B = torch.tensor(slots, device=self._device)
-        self._rows = Rows(slots_B, distinct, max(self._ranks[slot] for slot in distinct))
+        if len(distinct) == 1:
+            self._rows = Rows(len(slots), distinct, None, None)
+            return
+        stack = self._stack = self._stack_of(tuple(slot for slot in distinct if slot != BASE_SLOT))
+        of_column_K = [slot for slot, rank in zip(stack.slots, stack.ranks, strict=True) for _ in range(rank)]
+        others = [[slot != own for slot in of_column_K] for own in slots]
+        self._rows = Rows(len(slots), distinct, stack, torch.tensor(others, device=self._device)[:, None, :])
+
+    def _stack_of(self, slots: tuple[int, ...]) -> _Stack:
+        """The stack there is, where it holds these slots as they are now and not much else; else a new one."""
+        ranks = tuple(self._ranks[slot] for slot in slots)
+        known = self._stack
+        if known is not None and sum(known.ranks) <= MOST_IDLE * sum(ranks):
+            fills = dict(zip(known.slots, known.fills, strict=True))
+            if all(fills.get(slot) == self._fills[slot] for slot in slots):
+                return known
+        return _Stack(slots, tuple(self._fills[slot] for slot in slots), ranks)
 
     def use_projector(self, slot: int) -> None:
         """The projector of the next forward passes."""
@@ -185,18 +225,29 @@ class AdapterSlots:
     def _add(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """A layer's output with each row's update: x A' B' alpha / r, in float32 as PEFT does."""
         rows, arena = self._rows, self._arenas.get(name)
-        if rows is None or rows.rank == 0 or arena is None:
+        if rows is None or arena is None or rows.distinct == (BASE_SLOT,):
             return None
-        x_BTI = inputs[0].reshape(len(rows.slots_B), -1, inputs[0].shape[-1]).to(arena.down_SRI.dtype)
-        if len(rows.distinct) == 1:
+        x_BTI = inputs[0].reshape(rows.count, -1, inputs[0].shape[-1]).to(arena.down_SRI.dtype)
+        if rows.stack is None:
             slot = rows.distinct[0]
-            low_BTR = F.linear(x_BTI, arena.down_SRI[slot, : rows.rank])
-            update_BTO = F.linear(low_BTR, arena.up_SOR[slot, :, : rows.rank]) * self._scale_S[slot]
+            rank = self._ranks[slot]
+            low_BTR = F.linear(x_BTI, arena.down_SRI[slot, :rank])
+            update_BTO = F.linear(low_BTR, arena.up_SOR[slot, :, :rank]) * self._scales[slot]
         else:
-            low_BTR = torch.bmm(x_BTI, arena.down_SRI[rows.slots_B, : rows.rank].transpose(1, 2))
-            update_BTO = torch.bmm(low_BTR, arena.up_SOR[rows.slots_B, :, : rows.rank].transpose(1, 2))
-            update_BTO = update_BTO * self._scale_S[rows.slots_B][:, None, None]
+            assert rows.others_B1K is not None
+            down_KI, up_OK = self._layer_of(rows.stack, name, arena)
+            # Blotted out and not multiplied by zero: another adapter may have gone beyond what a float holds.
+            update_BTO = F.linear(F.linear(x_BTI, down_KI).masked_fill(rows.others_B1K, 0.0), up_OK)
         return (output + update_BTO.view(output.shape)).to(output.dtype)
+
+    def _layer_of(self, stack: _Stack, name: str, arena: _Arena) -> tuple[Tensor, Tensor]:
+        if name not in stack.layers:
+            parts = list(zip(stack.slots, stack.ranks, strict=True))
+            # Times the scale here and not in `up`, where what went beyond bounds would not be blotted out.
+            down_KI = torch.cat([arena.down_SRI[slot, :rank] * self._scales[slot] for slot, rank in parts])
+            up_OK = torch.cat([arena.up_SOR[slot, :, :rank] for slot, rank in parts], dim=1)
+            stack.layers[name] = down_KI, up_OK
+        return stack.layers[name]
 
     def _project(self, name: str, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         prefix = f"{name}."

@@ -79,6 +79,16 @@ def test_every_family_answers_as_it_does_offline(family: str, shown_family: Call
         assert shown.wrong(asks, asyncio.run(answered(engine, asks))) == []
 
 
+def test_an_adapter_beyond_all_bounds_disturbs_nobody(shown: Shown, tmp_path: Path) -> None:
+    """Its own answers are worth nothing; those beside it are what they always are."""
+    huge = make_bundle(tmp_path / "huge", shown.base, rank=4, alpha=8, weight=8e37)
+    wild = Ask("vqa", "Is it normal?", (png(3),), huge, Sampling(max_tokens=20))
+    asks = drawn(shown, 12)
+    with shown.engine(max_adapters=5) as engine:
+        answers = asyncio.run(answered(engine, [wild, *asks, wild]))
+    assert shown.wrong(asks, answers[1:-1]) == []
+
+
 def test_the_base_without_an_adapter(shown: Shown) -> None:
     from pefomed_ray.model.base import open_base
     from pefomed_ray.model.generate import Generator, Prompt
@@ -272,6 +282,7 @@ def refused(shown: Shown, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     make_base(folder / "other", seed=5)
     other = make_bundle(folder / "of-another", folder / "other")
     high = make_bundle(folder / "high", shown.base, rank=32)
+    infinite = make_bundle(folder / "infinite", shown.base, rank=4, weight=float("inf"))
     dora = make_bundle(folder / "dora", shown.base, use_dora=True)
     shutil.copytree(shown.refs[0].bundle, folder / "flipped")
     weights = folder / "flipped" / "adapter_model.safetensors"
@@ -282,13 +293,16 @@ def refused(shown: Shown, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "another base": (other, "was trained on base"),
         "rank": (high, "rank 32, and max_rank is 16"),
         "DoRA": (dora, "DoRA"),
+        "not finite": (infinite, "holds NaN or infinity"),
         "tampered": (AdapterRef(shown.refs[0].digest, str(folder / "flipped")), "adapter_model.safetensors"),
         "another bundle": (AdapterRef("0" * 64, shown.refs[1].bundle), "holds"),
         "missing": (AdapterRef("1" * 64, str(Path(folder) / "none")), "none"),
     }
 
 
-@pytest.mark.parametrize("which", ["another base", "rank", "DoRA", "tampered", "another bundle", "missing"])
+@pytest.mark.parametrize(
+    "which", ["another base", "rank", "DoRA", "not finite", "tampered", "another bundle", "missing"]
+)
 def test_what_cannot_be_served_is_refused_and_nobody_else_notices(
     which: str, refused: dict[str, tuple[AdapterRef, str]], shown: Shown
 ) -> None:
