@@ -18,7 +18,7 @@ Registry = Annotated[str, typer.Option(help="Folder or s3:// URL of aliases and 
 def serve(
     alias: Annotated[str, typer.Option(help="Alias to serve; every bundle over its base can be asked for.")],
     options: Annotated[list[str] | None, typer.Argument(help="key=value of the endpoint: replicas=2, ...")] = None,
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: 8000.")] = None,
     registry: Registry = DEFAULT_REGISTRY,
     json: Json = False,
 ) -> None:
@@ -26,7 +26,7 @@ def serve(
     from pefomed_ray.cli.options import serve_config
     from pefomed_ray.serving.preflight import check
 
-    config = serve_config([*(options or []), f"port={port}"])
+    config = serve_config([*(options or []), *([] if port is None else [f"port={port}"])])
     check(config, registry, alias)
     from pefomed_ray.cli.cluster import cluster
     from pefomed_ray.cli.waiting import wait_for_signal

@@ -555,14 +555,14 @@ class ServeConfig(Section):
     max_queued_requests: PositiveInt = 64
     """Beyond, requests are answered 429 at once."""
     request_timeout_s: PositiveFloat = 60.0
-    """From the first byte of a request to the last of its answer; a body or an answer that takes longer is cut off."""
+    """From a request's headers to the last of its answer; a body or an answer that takes longer is cut off."""
     drain_timeout_s: PositiveFloat = 30.0
     """How long a replica that is taken away may go on with what it has."""
     refresh_s: PositiveFloat = 1.0
-    """How old what is known of the registry may be; a moved alias is followed within this time without being told."""
+    """Seconds between two looks at the registry; a moved alias is followed at the next one without being told."""
     max_new_tokens: PositiveInt = 256
     """Upper bound of a request's max_tokens, and its default."""
     max_images: PositiveInt = 4
     max_body_bytes: PositiveInt = 16 << 20
     show_api: bool = False
-    """Whether /openapi.json and /docs answer, behind the key like all else."""
+    """Whether /openapi.json answers, behind the key like all else."""

@@ -130,10 +130,7 @@ def _told_routes(
 
     @routes.post("/v1/refresh")
     async def refresh(request: Request) -> Standing:
-        try:
-            await Visit(request, config).bounded(catalogue.refresh())
-        except PefomedError:
-            raise ApiError(503, "the registry cannot be read now; try again", headers=RETRY) from None
+        await Visit(request, config).bounded(_refreshed(catalogue))
         now = catalogue.standing
         return Standing(aliases=dict(now.aliases), not_followed=dict(now.not_followed))
 
@@ -181,6 +178,13 @@ def _card(name: str, adapter: ServedAdapter, catalogue: Catalogue) -> ModelCard:
         lineage={"task": adapter.task, **adapter.lineage, "notice": DISCLAIMER},
         not_followed=catalogue.standing.not_followed.get(name.removeprefix(f"{catalogue.base}:")),
     )
+
+
+async def _refreshed(catalogue: Catalogue) -> None:
+    try:
+        await catalogue.refresh()
+    except PefomedError:
+        raise ApiError(503, "the registry cannot be read now; try again", headers=RETRY) from None
 
 
 def _following(follow: Follows, every_s: float) -> Any:

@@ -7,9 +7,9 @@ another base, too high a rank), it goes on standing for what it did, and `/v1/mo
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +20,8 @@ from pefomed_ray.artifacts.registry import MIN_DIGEST_CHARS, AliasEntry, bundle_
 from pefomed_ray.errors import DataError, PefomedError
 from pefomed_ray.serving.api_error import ApiError
 from pefomed_ray.serving.contract import AdapterRef, Backend, Found, ServedAdapter, Standing
+
+_PATH = re.compile(r"'(?:s3:/)?/[^']*?([^'/]+)/?'")
 
 logger = logging.getLogger("ray.serve")
 
@@ -99,7 +101,7 @@ class RegistryCatalogue:
             await asyncio.to_thread(self._describe, entry.digest, entry.promoted_at)
             await self._backend.load(self._known[entry.digest].ref)
         except DataError as error:
-            why = f"bundle {entry.digest[:16]} cannot be served: {without_paths(error, self._registry)}"
+            why = f"bundle {entry.digest[:16]} cannot be served: {without_paths(error)}"
             self._not_followed[alias] = entry.digest, why
             logger.error("alias %s is not followed: %s", alias, why)
             return
@@ -123,7 +125,7 @@ class RegistryCatalogue:
         try:
             self._describe(found[0])
         except DataError as error:
-            why = without_paths(error, self._registry)
+            why = without_paths(error)
             raise ApiError(404, f"bundle {found[0][:16]}: {why}", param="model", code="model_not_found") from None
         return found[0]
 
@@ -162,6 +164,6 @@ def _lineage(folder: Folder, manifest: BundleManifest, promoted_at: str | None) 
     }
 
 
-def without_paths(error: PefomedError, registry: str) -> str:
-    """An error's words, and nothing of where the registry lies: clients read them."""
-    return str(error).replace(str(Path(registry)), "REGISTRY").replace(registry, "REGISTRY")
+def without_paths(error: PefomedError) -> str:
+    """An error's words with the last part of each path and URL alone: clients read them."""
+    return _PATH.sub(r"'\1'", str(error))

@@ -28,9 +28,8 @@ LOST = (RayActorError, DeploymentUnavailableError)
 class ReplicaBackend:
     """Answers by asking the replicas."""
 
-    def __init__(self, replicas: DeploymentHandle, registry: str) -> None:
+    def __init__(self, replicas: DeploymentHandle) -> None:
         self._replicas = replicas
-        self._registry = registry
 
     async def answer(self, ask: Ask) -> Completion:
         """Raises ApiError 400 for images that do not decode and prompts too long, 404 for an adapter that cannot be
@@ -44,7 +43,7 @@ class ReplicaBackend:
                 raise _full() from None
             if isinstance(said, Completion):
                 return said
-            self._refuse(said)
+            _refuse(said)
         raise _lost()
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
@@ -57,7 +56,7 @@ class ReplicaBackend:
             try:
                 async for piece in pieces:
                     if not isinstance(piece, Piece):
-                        self._refuse(piece)
+                        _refuse(piece)
                         break  # the replica has failed; another one is asked
                     both = min(len(repeated), len(piece.text))
                     if repeated[:both] != piece.text[:both]:
@@ -97,13 +96,13 @@ class ReplicaBackend:
         found: list[Stats] = await self._replicas.broadcast("stats").results_async()
         return [asdict(stats) for stats in found]
 
-    def _refuse(self, error: PefomedError) -> None:
-        """Raise ApiError for what asking again would not change."""
-        if isinstance(error, CannotServeError):
-            why = without_paths(error, self._registry)
-            raise ApiError(404, f"model: {why}", param="model", code="model_not_found")
-        if isinstance(error, DataError):
-            raise ApiError(400, f"messages: {error}", param="messages", code="invalid_value")
+
+def _refuse(error: PefomedError) -> None:
+    """Raise ApiError for what asking again would not change."""
+    if isinstance(error, CannotServeError):
+        raise ApiError(404, f"model: {without_paths(error)}", param="model", code="model_not_found")
+    if isinstance(error, DataError):
+        raise ApiError(400, f"messages: {error}", param="messages", code="invalid_value")
 
 
 def _full() -> ApiError:
@@ -123,7 +122,7 @@ class Ingress:
     ) -> None:
         self._registry = registry
         self._config = config
-        self._backend = ReplicaBackend(replicas, registry)
+        self._backend = ReplicaBackend(replicas)
         self._catalogue = RegistryCatalogue(registry, base_name, base_digest, self._backend)
         self._door = Door(read_keys(registry))
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pefomed_ray.artifacts.manifests import load_bundle_manifest
 from pefomed_ray.artifacts.records import Task
-from pefomed_ray.errors import PefomedError, RefusedError
+from pefomed_ray.errors import ConfigError, PefomedError, RefusedError
 from pefomed_ray.model.generate import Prompt
 from pefomed_ray.model.load import open_generator
 from pefomed_ray.serving.client import Client
@@ -56,22 +56,25 @@ def follow(client: Client, alias: str, digest: str, timeout_s: float) -> float:
 
     Raises PefomedError where it does not follow in time, with the reason it gives.
     """
-    started, first, row = time.monotonic(), 0.0, 0
     model, picture = f"{client.base()}:{alias}", _picture(0)
-    standing = client.refresh()
+    started, first, row, why = time.monotonic(), 0.0, 0, "it gives no reason"
     while time.monotonic() < started + timeout_s:
-        said = client.ask(model, [picture], QUESTIONS[0], max_tokens=1, temperature=0)
-        if said.digest == digest:
-            first = first or time.monotonic() - started
-            row += 1
-            if row == IN_A_ROW:
-                return first
+        # Several processes may be behind the address, each with its own look at the registry.
+        why = client.refresh()["not_followed"].get(alias, why)
+        try:
+            said = client.ask(model, [picture], QUESTIONS[0], max_tokens=1, temperature=0).digest
+        except ConfigError as error:  # an alias that is new, and not known there yet
+            said, why = None, str(error)
+        if said != digest:
+            first, row = 0.0, 0
+            time.sleep(POLL_S)
             continue
-        first, row = 0.0, 0
-        time.sleep(POLL_S)
-    why = standing["not_followed"].get(alias, "it gives no reason")
+        first = first or time.monotonic() - started
+        row += 1
+        if row == IN_A_ROW:
+            return first
     raise PefomedError(
-        f"the registry's alias {alias!r} is moved, but {client.base_url} still answers with other weights after "
+        f"the registry's alias {alias!r} is moved, but {client.base_url} does not answer with its weights after "
         f"{timeout_s:g} s: {why}. `pefomed-ray rollback --alias {alias}` moves it back"
     )
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from pefomed_ray.config import ServeConfig
+from pefomed_ray.errors import PefomedError
 from pefomed_ray.serving.api_error import ApiError
 from pefomed_ray.serving.guard import Door
 from tests.served_stub import (
@@ -247,6 +248,14 @@ def test_refresh_says_what_aliases_stand_for() -> None:
         "not_followed": {"reports": "bundle 1234 has rank 99"},
     }
     assert catalogue.refreshed == 1
+
+
+def test_a_registry_that_cannot_be_read_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(self: StubCatalogue) -> None:
+        raise PefomedError(f"s3://bucket failed about {CANARY}")
+
+    monkeypatch.setattr(StubCatalogue, "refresh", fails)
+    assert_refused(client_of().post("/v1/refresh"), 503)
 
 
 def test_going_down_lets_nobody_in_but_goes_on_with_who_is() -> None:
