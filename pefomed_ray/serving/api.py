@@ -122,8 +122,8 @@ def _told_routes(
         return ModelList(data=_cards(catalogue))
 
     @routes.get("/v1/models/{model}")
-    async def model(model: str) -> ModelCard:
-        found = await catalogue.find(model)
+    async def model(request: Request, model: str) -> ModelCard:
+        found = await Visit(request, config).bounded(catalogue.find(model))
         if found.adapter is None:
             return _cards(catalogue)[-1]
         return _card(found.name, found.adapter, catalogue)

@@ -5,6 +5,7 @@ Also usable without `pefomed-ray serve`: `serve run pefomed_ray.serving.app:buil
 that file's `http_options`, and its author answers for TLS.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from pefomed_ray.serving.replica import ModelReplica
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's; an access log would be one more place for what people send."""
-SPARE_REQUESTS = 64
-"""What the ingress takes beyond replicas and queue, so that it is there to say 429 in OpenAI's shape; and as many more
-may be on their way to it. Serve's proxy refuses what comes on top, with 429 and Retry-After but in words of its own."""
+SPARE_REQUESTS = 8
+"""What a process of the HTTP side takes beyond its share of the replicas and its queue, so that it is there to say 429
+in OpenAI's shape; and as many more may be on their way to it. Serve's proxy refuses what comes on top, with 429 and
+Retry-After but in words of its own: that costs less, and under a flood every millisecond is the answers'."""
 BACKPRESSURE = {"status_code": 429, "retry_after_s": RETRY_AFTER_S}
 
 
@@ -56,15 +58,15 @@ def build(args: ServeArgs) -> serve.Application:
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BACKPRESSURE,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
-        ray_actor_options={"num_gpus": config.gpus_per_replica} if config.use_gpu else {"num_cpus": 1},
+        ray_actor_options=_place(config),
         logging_config=LOGGING,
         **_how_many(config),
     ).bind(manifest.base, manifest.template, precision_of(folder), config)
-    most = (config.max_replicas or config.replicas) * config.max_ongoing_requests
+    share = math.ceil((config.max_replicas or config.replicas) * config.max_ongoing_requests / config.replicas)
     return serve.deployment(
         Ingress,
         num_replicas=config.replicas,
-        max_ongoing_requests=most + config.max_queued_requests + SPARE_REQUESTS,
+        max_ongoing_requests=share + config.max_queued_requests + SPARE_REQUESTS,
         max_queued_requests=SPARE_REQUESTS,
         backpressure_config=BACKPRESSURE,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
@@ -76,6 +78,10 @@ def build(args: ServeArgs) -> serve.Application:
 def base_name(base: str) -> str:
     """What clients call a base: the last part of where it was found."""
     return Path(base).name
+
+
+def _place(config: ServeConfig) -> dict[str, Any]:
+    return {"num_gpus": config.gpus_per_replica} if config.use_gpu else {"num_cpus": 1}
 
 
 def _how_many(config: ServeConfig) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def ask_routes(answering: Answering) -> APIRouter:
         # The body is read here and not by FastAPI, which would read and parse it before it asks for the key.
         visit = Visit(request, config)
         asked = parse_request(await visit.body())
-        found = await answering.catalogue.find(asked.model)
+        found = await visit.bounded(answering.catalogue.find(asked.model))
         ask = await visit.bounded(asyncio.to_thread(to_ask, asked, found, config))
         headers = headers_of(found, asked)
         if asked.stream:
@@ -107,7 +107,7 @@ def ask_routes(answering: Answering) -> APIRouter:
         max_tokens: Annotated[int | None, Query(gt=0)] = None,
     ) -> Answer:
         visit = Visit(request, config)
-        found = await _model(answering.catalogue, model)
+        found = await visit.bounded(_model(answering.catalogue, model))
         question = _utf8(x_question)
         if not question:
             raise ApiError(400, "x-question: a header with the question is needed", param="x-question")
@@ -123,7 +123,7 @@ def ask_routes(answering: Answering) -> APIRouter:
         max_tokens: Annotated[int | None, Query(gt=0)] = None,
     ) -> Answer:
         visit = Visit(request, config)
-        found = await _model(answering.catalogue, model)
+        found = await visit.bounded(_model(answering.catalogue, model))
         task: Task = found.adapter.task if found.adapter else "report"
         if task == "vqa":
             raise ApiError(400, f"model: {found.name!r} answers questions; ask /v1/vqa", param="model")

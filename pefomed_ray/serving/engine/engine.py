@@ -138,12 +138,11 @@ class Engine:
                 if self._thread.is_alive():
                     await row.retired.wait()
         finally:
-            self._shelf.release(ask.adapter)
+            self._shelf.release(held)
 
     async def load(self, ref: AdapterRef) -> None:
         """Have an adapter in memory, where none that is wanted must go for it. Raises CannotServeError."""
-        await self._lease(ref)
-        self._shelf.release(ref)
+        self._shelf.release(await self._lease(ref))
 
     async def answer(self, ask: Ask) -> Completion:
         """A whole answer. Raises as `stream` does."""

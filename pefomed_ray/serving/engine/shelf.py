@@ -1,7 +1,8 @@
 """Which adapters are in memory. Everything here runs on the event loop, but for reading files.
 
-An adapter has a slot while any request wants it; among those that none wants, the one that was wanted longest ago makes
-room. Where all slots are wanted, the next adapter waits until one is not.
+An adapter keeps its slot while a request uses it. Where there is no free slot for another one, the adapter that was
+wanted longest ago makes room: at once where none uses it; else it is lent to nobody from then on, and its slot is free
+once the last request that has it is through. So nobody waits for ever, however much the others are wanted.
 """
 
 import asyncio
@@ -15,13 +16,15 @@ from pefomed_ray.serving.contract import AdapterRef
 from pefomed_ray.serving.engine.adapters import BASE_SLOT, AdapterSlots, AdapterWeights
 
 
-@dataclass(frozen=True)
+@dataclass
 class Held:
     """An adapter in memory."""
 
     slot: int
     renderer: AnyRenderer
     """Of the template that it was trained with."""
+    users: int = 0
+    """Requests that have it."""
 
 
 Read = Callable[[AdapterRef], tuple[AdapterWeights, AnyRenderer]]
@@ -38,9 +41,11 @@ class Shelf:
         self._held: dict[str, Held] = {}
         """By digest, the one that was wanted last at the end."""
         self._free = list(range(slots.slots - 1, BASE_SLOT, -1))
-        self._wanted: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        """Requests for an adapter that is not there yet: it is not sent away before they have it."""
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._changed = asyncio.Event()
+        self._taking = asyncio.Lock()
+        self._returned = asyncio.Event()
         # One thread: a slot is filled by one at a time.
         self._reader = ThreadPoolExecutor(1, "adapters")
 
@@ -53,25 +58,24 @@ class Shelf:
         """An adapter that stays where it is until `release`. Raises what reading it raises."""
         if ref is None:
             return self._base
-        self._wanted[ref.digest] += 1
+        self._waiting[ref.digest] += 1
         try:
             while ref.digest not in self._held:
                 if ref.digest not in self._loading:
                     self._loading[ref.digest] = asyncio.create_task(self._load(ref))
                 # Shielded: others wait for it too when this request is given up.
                 await asyncio.shield(self._loading[ref.digest])
-        except BaseException:
-            self.release(ref)
-            raise
+        finally:
+            self._waiting[ref.digest] -= 1
         held = self._held.pop(ref.digest)
         self._held[ref.digest] = held
+        held.users += 1
         return held
 
-    def release(self, ref: AdapterRef | None) -> None:
+    def release(self, held: Held) -> None:
         """Give a lease back."""
-        if ref is not None:
-            self._wanted[ref.digest] -= 1
-            self._changed.set()
+        held.users -= 1
+        self._returned.set()
 
     def close(self) -> None:
         """Stop reading."""
@@ -81,19 +85,27 @@ class Shelf:
         loop = asyncio.get_running_loop()
         try:
             weights, renderer = await loop.run_in_executor(self._reader, self._read, ref)
-            while (slot := self._take()) is None:
-                self._changed.clear()
-                await self._changed.wait()
-            await loop.run_in_executor(self._reader, self._slots.fill, slot, weights)
+            async with self._taking:  # in the order of asking
+                slot = await self._take()
+            try:
+                await loop.run_in_executor(self._reader, self._slots.fill, slot, weights)
+            except BaseException:
+                self._free.append(slot)
+                raise
             self._held[ref.digest] = Held(slot, renderer)
         finally:
             del self._loading[ref.digest]
 
-    def _take(self) -> int | None:
-        if self._free:
-            return self._free.pop()
-        for digest, held in self._held.items():
-            if not self._wanted[digest]:
-                del self._held[digest], self._wanted[digest]
-                return held.slot
-        return None
+    async def _take(self) -> int:
+        while not self._free:
+            settled = [digest for digest in self._held if not self._waiting[digest]]
+            if not settled:  # all have just come, and somebody is about to use them
+                await asyncio.sleep(0)
+                continue
+            digest = next((digest for digest in settled if not self._held[digest].users), settled[0])
+            leaving = self._held.pop(digest)
+            while leaving.users:
+                self._returned.clear()
+                await self._returned.wait()
+            self._free.append(leaving.slot)
+        return self._free.pop()

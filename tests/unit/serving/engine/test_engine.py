@@ -135,13 +135,13 @@ def test_reloads_under_load_never_answer_by_other_weights(
     from pefomed_ray.serving.engine.shelf import Shelf
 
     if not pinned:
-        monkeypatch.setattr(Shelf, "release", lambda self, ref: None)
+        monkeypatch.setattr(Shelf, "release", lambda self, held: None)
         lease = Shelf.lease
 
         async def unpinned(self: Shelf, ref: AdapterRef | None) -> Any:
             held = await lease(self, ref)
-            self._wanted.clear()
-            self._changed.set()
+            held.users = 0
+            self._returned.set()
             return held
 
         monkeypatch.setattr(Shelf, "lease", unpinned)
@@ -169,6 +169,30 @@ def test_reloads_under_load_never_answer_by_other_weights(
         answers = asyncio.run(asyncio.wait_for(four_at_a_time(engine), TIMEOUT_S))
     assert len(fills) >= 20
     assert bool(shown.wrong(asks, answers)) is not pinned
+
+
+def test_an_adapter_that_everybody_wants_keeps_nobody_waiting_for_ever(shown: Shown) -> None:
+    """One slot, requests for its adapter that overlap all the time, and one for another."""
+
+    async def crowd(engine: Engine, over: asyncio.Event) -> int:
+        asked = 0
+        while not over.is_set():
+            await engine.answer(Ask("vqa", "Is it normal?", (png(asked % 9),), shown.refs[0], Sampling(30)))
+            asked += 1
+        return asked
+
+    async def both(engine: Engine) -> list[int]:
+        over = asyncio.Event()
+        crowds = [asyncio.create_task(crowd(engine, over)) for _ in range(4)]
+        await asyncio.sleep(0.3)
+        ask = Ask("vqa", "Is it normal?", (png(3),), shown.refs[1], Sampling(6))
+        said = await asyncio.wait_for(engine.answer(ask), 20)
+        over.set()
+        assert shown.wrong([ask], [said]) == []
+        return list(await asyncio.gather(*crowds))
+
+    with shown.engine(max_adapters=1) as engine:
+        assert min(asyncio.run(asyncio.wait_for(both(engine), TIMEOUT_S))) > 0
 
 
 def test_a_step_that_fails_fails_its_rows_alone(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
