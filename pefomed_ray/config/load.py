@@ -61,6 +61,11 @@ def load_config(kind: type[C], path: str | Path, overrides: Iterable[str] = ()) 
     return build_config(kind, values, str(path))
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Safe, both. The one in C takes a tenth of the time: the other took half of what an exchange of adapters behind an
+endpoint takes."""
+
+
 def parse_words(words: Iterable[str]) -> dict[str, Any]:
     """`key=value` words, values read as YAML. Raises ConfigError for a word of another form."""
     values = {}
@@ -78,7 +83,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

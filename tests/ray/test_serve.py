@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import random
 import shutil
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
+from PIL import Image
 
 from pefomed_ray.artifacts.registry import history, promote, proof_of, rollback
 from pefomed_ray.cli.promotion import promote_bundle
@@ -99,6 +102,37 @@ def test_a_damaged_picture_fails_alone(served: Served) -> None:
         with pytest.raises(openai.BadRequestError, match="does not decode"):
             served.ask(whole[: len(whole) // 2])
         assert good.result() == served.offline(whole)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
+    """81 megapixels in 10 kB, and four pictures that are too many together."""
+    bomb, large = io.BytesIO(), io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")
+    Image.new("1", (4000, 4000)).save(large, "PNG")
+    replicas = [child for child in psutil.Process().children(recursive=True) if _is_replica(child)]
+    before = sum(replica.memory_info().rss for replica in replicas)
+    for _ in range(5):
+        with pytest.raises(openai.BadRequestError, match="image"):
+            served.ask(bomb.getvalue())
+    asked = messages(large.getvalue(), QUESTION)
+    asked[0]["content"] = [asked[0]["content"][0]] * 3 + asked[0]["content"]
+    with served.client() as client, pytest.raises(openai.BadRequestError, match="pixels together"):
+        client.chat.completions.create(model="champion", messages=asked)
+    assert sum(replica.memory_info().rss for replica in replicas) - before < 100e6
+    assert served.ask(png(1)) == served.offline(png(1))
+
+
+def _is_replica(process: psutil.Process) -> bool:
+    return " ".join(process.cmdline()).startswith("ray::ServeReplica:pefomed:ModelReplica")
+
+
+def test_a_header_of_a_megabyte(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {served.key}", "X-Question": "x" * 1_000_000}
+    try:
+        said = httpx.post(f"{served.endpoint.url}/vqa", content=png(1), headers=headers, trust_env=False)
+    except httpx.TransportError:
+        return  # the server hung up
+    assert 400 <= said.status_code < 500
 
 
 def test_too_long_for_the_model(served: Served) -> None:
