@@ -404,7 +404,7 @@ class JudgeConfig(Section):
     canaries: Annotated[int, Field(ge=0)] = 3
     """Rows whose answer is also replaced by each canary: by nothing, by the reference, by an instruction, ... ."""
     blank_image: bool = False
-    """Send a grey picture along: an endpoint such as ours answers no question without one."""
+    """Send a grey picture along, for an endpoint that answers no question without one."""
     concurrency: PositiveInt = 8
     """Questions on their way at once."""
     requests_per_minute: PositiveFloat | None = None
