@@ -183,11 +183,14 @@ class AdapterSlots:
                 torch.zeros(self.slots, layer.out_features, self._max_rank, device=self._device),
             )
         for name, arena in self._arenas.items():
-            arena.down_SRI[slot].zero_()
-            arena.up_SOR[slot].zero_()
+            # What lies beyond the adapter's rank is never read.
+            down_rI, up_Or = arena.down_SRI[slot, : weights.rank], arena.up_SOR[slot, :, : weights.rank]
             if name in weights.down:
-                arena.down_SRI[slot, : weights.rank].copy_(weights.down[name])
-                arena.up_SOR[slot, :, : weights.rank].copy_(weights.up[name])
+                down_rI.copy_(weights.down[name])
+                up_Or.copy_(weights.up[name])
+            else:
+                down_rI.zero_()
+                up_Or.zero_()
         self._scales[slot] = weights.scale
         self._ranks[slot] = weights.rank
         self._fills[slot] += 1
