@@ -83,13 +83,16 @@ class ChatRenderer:
         max_answer_tokens: int | None = None,
     ) -> Rendered:
         """One row; without an answer, a prompt. A longer answer is cut to `max_answer_tokens` and has no end."""
-        words = self._plain(self.template.words(task, question))
-        found = self._prompt(words, [Image.fromarray(image) for image in images])
+        found = self._prompt(self.words(task, question), [Image.fromarray(image) for image in images])
         prompt: list[int] = found.pop("input_ids")[0].tolist()
         answer_ids = [] if answer is None else self._answer_ids(answer)[:max_answer_tokens]
         found.pop("attention_mask")
         tensors = {name: self._extended(name, value, len(answer_ids)) for name, value in found.items()}
         return Rendered(prompt, answer_ids, tensors)
+
+    def words(self, task: Task, question: str) -> str:
+        """What the user's turn says beside its images."""
+        return self._plain(self.template.words(task, question))
 
     def prompt_length(self, task: Task, question: str, images: Sequence[bytes]) -> int:
         """Tokens of a prompt; how many an image takes may depend on its size."""

@@ -21,6 +21,8 @@ from pefomed_ray.serving.ingress import Ingress
 from pefomed_ray.serving.keys import read_keys
 from pefomed_ray.serving.preflight import absolute
 from pefomed_ray.serving.replica import ModelReplica
+from pefomed_ray.serving.vllm import VllmReplica
+from pefomed_ray.serving.vllm import check as check_vllm
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's; an access log would be one more place for what people send."""
@@ -46,14 +48,17 @@ class ServeArgs(BaseModel):
 def build(args: ServeArgs) -> serve.Application:
     """The application over the base of what the alias stands for.
 
-    Raises ConfigError for an unknown alias or where there are no keys, DataError for a bundle that was changed.
+    Raises ConfigError for an unknown alias, where there are no keys, or for what vLLM cannot serve; DataError for a
+    bundle that was changed.
     """
     registry = absolute(args.registry)
     read_keys(registry)
     folder = bundle_folder(registry, resolve(registry, args.alias).digest)
     manifest, config = load_bundle_manifest(folder), args.config
+    if config.engine == "vllm":
+        check_vllm(config, folder)
     replicas = serve.deployment(
-        ModelReplica,
+        VllmReplica if config.engine == "vllm" else ModelReplica,
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BACKPRESSURE,

@@ -17,7 +17,8 @@ def check(config: ServeConfig, registry: str | Path, alias: str) -> None:
     """Everything that can be wrong and is found without Ray, in seconds.
 
     Raises RefusedError for a host other than loopback without `tls_in_front`, ConfigError for a port in use or an
-    unknown alias, a missing base or a bundle that needs a GPU, DataError for a bundle that was changed.
+    unknown alias, a missing base, a bundle that needs a GPU or one that vLLM is to serve and cannot, DataError for a
+    bundle that was changed.
     """
     if not is_loopback(config.host) and not config.tls_in_front:
         raise RefusedError(
@@ -27,6 +28,10 @@ def check(config: ServeConfig, registry: str | Path, alias: str) -> None:
     bundle = bundle_folder(registry, resolve(registry, alias).digest)
     base_folder(load_bundle_manifest(bundle).base)
     check_has_gpu(bundle, use_gpu=config.use_gpu)
+    if config.engine == "vllm":
+        from pefomed_ray.serving.vllm import check as check_vllm
+
+        check_vllm(config, bundle)
     check_port(config)
 
 
