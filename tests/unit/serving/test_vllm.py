@@ -131,3 +131,64 @@ def test_its_errors_are_ours(code: int | None, kind: type[PefomedError]) -> None
     (said,) = asyncio.run(read([[response]]))
     assert type(said) is kind
     assert "patient" not in str(said)
+
+
+class FakeServer:
+    """As Ray Serve's `LLMServer`, as far as it is used."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.asked: list[dict[str, Any]] = []
+        self.loaded: list[str] = []
+        self.engine = self
+
+    @classmethod
+    def sync_init(cls, config: dict[str, Any]) -> "FakeServer":
+        return cls(config)
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.01)
+
+    async def resolve_lora(self, lora: Any) -> None:
+        self.loaded.append(lora.model_id)
+
+    async def chat(self, request: dict[str, Any]) -> Any:
+        self.asked.append(request)
+
+        async def stream() -> AsyncIterator[list[str]]:
+            yield [event("yes", "stop"), event(usage={"prompt_tokens": 4, "completion_tokens": 2})]
+
+        return stream()
+
+
+def test_the_replica(tiny_base: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pefomed_ray.config.schema import Precision
+    from pefomed_ray.serving.vllm import VllmReplica
+    from tests.tiny_served import make_bundle
+
+    modules = {
+        "ray.serve.llm": {"LLMConfig": dict, "LLMServer": FakeServer},
+        "ray.serve.llm.openai_api_models": {"ChatCompletionRequest": dict},
+    }
+    for name, members in modules.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    base = tiny_base("llava")
+    good = make_bundle(tmp_path / "good", base, template="chat", rank=4, train_projector=False)
+    bad = make_bundle(tmp_path / "bad", base, template="chat", rank=4)
+    replica = VllmReplica(str(base), "chat", Precision(), GPU)
+
+    async def ask() -> list[Any]:
+        asks = [Ask("vqa", "Is it?", (png(),), ref) for ref in (good, good, None, bad)]
+        return list(await asyncio.gather(*(replica.answer(one) for one in asks)))
+
+    first, second, base_s, refused = asyncio.run(ask())
+    assert first == second == Completion("yes", "stop", 4, 2, good.digest)
+    assert base_s.digest is None
+    assert "projector of its own" in str(refused)
+    server = replica._server
+    assert set(server.loaded) == {good.digest}
+    assert [one["model"] for one in server.asked].count(good.digest) == 2
+    assert server.config["engine_kwargs"]["max_lora_rank"] == 64
+    assert "Is it?" in server.asked[0]["messages"][0]["content"][1]["text"]
