@@ -171,7 +171,9 @@ def test_overload_is_said_at_once_and_passes(served: Served) -> None:
     assert 0 < len(failures) < 64
     for error in failures:
         assert isinstance(error, openai.RateLimitError)
-        assert (error.code, error.response.headers["retry-after"]) == ("overloaded", "1")
+        # Ours in OpenAI's shape; what comes on top is refused by Serve's proxy in words of its own.
+        assert error.code in ("overloaded", None)
+        assert error.response.headers["retry-after"] == "1"
     assert served.ask(png(1)) == served.offline(png(1))
 
 
