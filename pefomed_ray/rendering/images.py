@@ -81,6 +81,11 @@ def decode_image(data: bytes) -> Image.Image:
     return Image.fromarray(decode_pixels(data))
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, by the header alone. Raises DataError as `decode_pixels` does for what it says."""
+    return _open(data).size
+
+
 def image_pixels(image: Image.Image | np.ndarray, spec: ImageSpec) -> Tensor:
     """uint8 [C, H, W] with H = W = spec.size_px of an RGB image, or of uint8 [H, W, 3]; bicubic with antialiasing.
 

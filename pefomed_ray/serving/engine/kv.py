@@ -4,6 +4,9 @@ All rows end at a common right edge, as left-padded prompts do, so that masks, s
 of an ordinary batch. A row that joins is copied to the left of the edge; a step writes one column for all; a row that
 leaves is replaced by the last one. Nothing else is moved, but when the edge reaches the end of the buffers.
 
+Whatever is no row's own is zero: attention multiplies what the mask hides by zero, and zero times what an adapter
+beyond all bounds left behind would be NaN for whoever comes after it.
+
 Letters: R rows there is room for, B rows that are there, H heads, W columns, D numbers a head, T tokens of a prompt.
 """
 
@@ -90,11 +93,13 @@ class KVSlots:
         """Give a row's place to the last one."""
         last = len(self) - 1
         lengths, edge = self._window.lengths, self._window.edge
-        if row != last:
-            columns = slice(edge - lengths[last], edge)
-            for layer in self.cache.layers:
-                layer.keys[row, :, columns] = layer.keys[last, :, columns]
-                layer.values[row, :, columns] = layer.values[last, :, columns]
+        begin, begin_last = edge - lengths[row], edge - lengths[last]
+        for layer in self.cache.layers:
+            for buffer_RHWD in (layer.keys, layer.values):
+                if row != last:
+                    buffer_RHWD[row, :, begin_last:edge] = buffer_RHWD[last, :, begin_last:edge]
+                    buffer_RHWD[row, :, begin:begin_last] = 0
+                buffer_RHWD[last, :, begin_last:edge] = 0
         lengths[row] = lengths[last]
         lengths.pop()
 
@@ -139,11 +144,10 @@ class KVSlots:
             for name in ("keys", "values"):
                 old = getattr(layer, name)
                 held_RHWD = old[:rows, :, window.start : window.edge].clone()
-                if columns > old.shape[2]:
-                    setattr(layer, name, self._buffer(old, columns))
-                getattr(layer, name)[:rows, :, edge - held : edge] = held_RHWD
+                moved = self._buffer(old, columns) if columns > old.shape[2] else old.zero_()
+                moved[:rows, :, edge - held : edge] = held_RHWD
+                setattr(layer, name, moved)
         window.edge = edge
 
     def _buffer(self, like: Tensor, columns: int) -> Tensor:
-        # Zeros: what the mask hides is multiplied by zero, and nothing times zero must not be NaN.
         return like.new_zeros(self._room, like.shape[1], columns, like.shape[3])

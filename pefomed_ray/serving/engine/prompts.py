@@ -22,7 +22,7 @@ from pefomed_ray.errors import DataError
 from pefomed_ray.model.base import Base
 from pefomed_ray.model.pefomed import PefomedForConditionalGeneration
 from pefomed_ray.rendering.batches import Rendered, generation_batch
-from pefomed_ray.rendering.images import MAX_PIXELS, decode_image, normalise
+from pefomed_ray.rendering.images import MAX_PIXELS, image_size, normalise
 from pefomed_ray.rendering.opening import AnyRenderer
 from pefomed_ray.rendering.renderer import Renderer
 from pefomed_ray.serving.contract import Ask
@@ -108,7 +108,7 @@ class Prompts:
     def make(self, ask: Ask, held: Held) -> Prompt:
         """Raises DataError where an image cannot be read, the images are too large together, or the prompt leaves too
         little of the model's context for the answer."""
-        pixels = sum(image.width * image.height for image in map(decode_image, ask.images))
+        pixels = sum(width * height for width, height in map(image_size, ask.images))
         if pixels > MAX_PIXELS:
             raise DataError(f"the images of a request have {pixels} pixels together; at most {MAX_PIXELS}")
         images: Any = held.renderer.read(ask.images)
