@@ -1,7 +1,7 @@
-"""The endpoint: a promoted bundle behind the OpenAI chat completions protocol, on Ray Serve.
+"""The endpoint: every bundle of the registry over one base behind the OpenAI chat completions protocol, on Ray Serve.
 
-    client --HTTP--> Ingress (key, schema, limits; no torch) --handle--> ModelReplica (images, batches, the model)
+    client --HTTP--> Ingress (keys, limits, catalogue, page; no torch) --handle--> ModelReplica (`engine`: the model)
 
-`deploy.start` brings it up, `client.ask` asks it; `app.build` is the same application for `serve run` and
-`serve deploy`.
+`deploy.start` brings it up, `client.Client` asks it, `proof` shows that it answers with what was promoted; `app.build`
+is the same application for `serve run` and `serve deploy`. What passes between the two sides is in `contract`.
 """
